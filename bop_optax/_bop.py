@@ -1,0 +1,167 @@
+"""Bop, the Binary Optimizer: Algorithm 2 of Helwegen et al. (2019) as an Optax transform."""
+
+import math
+from numbers import Real
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+
+class BopState(NamedTuple):
+    """State of `bop`.
+
+    Attributes:
+        count: number of updates made so far, int32 scalar; what schedules are evaluated at.
+        ema: m, the moving average of the gradients; the parameters' tree and shapes, in `ema_dtype`.
+    """
+
+    count: jax.Array
+    ema: optax.Updates
+
+
+def bop(
+    gamma: ArrayLike | optax.Schedule = 1e-4,
+    threshold: ArrayLike | optax.Schedule = 1e-8,
+    *,
+    ema_dtype: DTypeLike = jnp.float32,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Flips binary weights whose gradient is consistent and strong; does nothing else to them.
+
+    There are no latent weights. A weight :math:`w \in \{-1, +1\}` is flipped when the moving
+    average :math:`m` of its gradient points the way of the weight itself (so that a flip lowers
+    the loss) and is stronger than the threshold :math:`\tau`:
+
+    .. math::
+        m_t &= m_{t-1} + \gamma \, (g_t - m_{t-1}) \\
+        w_t &= \begin{cases}
+            -w_{t-1} & \text{if } |m_t| > \tau \text{ and }
+                       \operatorname{sign}(m_t) = \operatorname{sign}(w_{t-1}) \\
+            w_{t-1}  & \text{otherwise}
+        \end{cases}
+
+    The comparison is strict, as in the paper's Algorithm 2 and the authors' code (equation 6 prints
+    :math:`\geq`): a tie never flips, and a weight whose :math:`m` is 0 never does. The average is
+    computed in the form above, each operation rounded by itself as Larq and NumPy round it, so
+    that float32 trajectories agree with theirs bit for bit; an infinite step of the average counts
+    as the largest finite one.
+
+    The rule reads signs only. Scaled binary weights :math:`\pm\alpha` therefore flip to
+    :math:`\mp\alpha`, and a weight of exactly 0 stays 0.
+
+    **Put nothing after `bop`.** Its update is exactly :math:`-2w` or 0, and is final: a learning
+    rate or a weight decay chained behind it yields weights that are no longer :math:`\pm 1`. What
+    comes before it (gradient clipping, for one) changes the gradient that is averaged.
+
+    **NaN gradients.** One NaN makes that weight's :math:`m` NaN for good, and a NaN never flips, so
+    the weight is frozen silently. `optax.apply_if_finite(bop(...), max_consecutive_errors)` skips
+    such steps and leaves :math:`m` as it was.
+
+    Args:
+        gamma: :math:`\gamma` in (0, 1], the adaptivity rate: the new gradient's share in the moving
+            average. A number, an Optax schedule, or a traced scalar (for `jax.vmap` over several).
+            Typically 1e-5 to 1e-2, decayed during training. Too high: noisy, many flips. Too low:
+            slow, the average forgets nothing.
+        threshold: :math:`\tau \geq 0`, in units of the gradient: how strong the average must be to
+            flip a weight. A number, an Optax schedule, or a traced scalar. Typically 1e-8 to 1e-6;
+            it scales with the loss. Too high: weights stop flipping. Too low (0): weights flip
+            back and forth, and the network overfits.
+        ema_dtype: floating dtype of :math:`m`, whatever the weights are. Below float32 the average
+            stops moving at small `gamma`: 1 - 1e-4 is 1 in bfloat16.
+
+    Returns:
+        A transform whose `update(grads, state, params)` needs `params`, and returns updates in
+        the dtype of each weight: -2w where it flips, 0 elsewhere. `optax.apply_updates` is exact
+        on them. State dtypes and shapes never change.
+
+    Raises:
+        ValueError: a number `gamma` outside (0, 1], or a number `threshold` that is negative or
+            NaN, when `bop` is called (schedules and arrays are not checked); an array of either
+            that is not a scalar; an `ema_dtype` that is not floating; `update` without `params`.
+        TypeError: in `init`, parameters that are not real floating point.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from bop_optax import bop
+        >>> weights = jnp.array([1.0, 1.0, -1.0])
+        >>> optimizer = bop(gamma=0.1, threshold=1e-3)
+        >>> state = optimizer.init(weights)
+        >>> grads = jnp.array([0.5, -0.5, 0.5])  # only the first pushes against its weight
+        >>> updates, state = optimizer.update(grads, state, weights)
+        >>> optax.apply_updates(weights, updates)
+        Array([-1., -1., ...
+
+    References:
+        Helwegen, Widdicombe, Geiger, Liu, Cheng, Nusselder. Latent Weights Do Not Exist:
+        Rethinking Binarized Neural Network Optimization. NeurIPS 2019, arXiv:1906.02107.
+        Section 4, Algorithm 2.
+    """
+    _check_hyperparameters(gamma, threshold, ema_dtype)
+
+    def init(params: optax.Params) -> BopState:
+        jax.tree_util.tree_map_with_path(_check_parameter, params)
+        ema = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=ema_dtype), params)
+        return BopState(count=jnp.zeros([], jnp.int32), ema=ema)
+
+    def update(
+        updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object
+    ) -> tuple[optax.Updates, BopState]:
+        if params is None:
+            raise ValueError(
+                "bop decides flips by the weights' signs, but got params=None: "
+                "call update(grads, state, params)"
+            )
+        rate = _at(gamma, state.count, ema_dtype)
+        tau = _at(threshold, state.count, ema_dtype)
+        ema = jax.tree.map(
+            lambda m, g: m + _rounded(rate * (jnp.astype(g, ema_dtype) - m)), state.ema, updates
+        )
+        flips = jax.tree.map(
+            lambda m, w: (jnp.abs(m) > tau) & (jnp.sign(m) == jnp.sign(w).astype(ema_dtype)),
+            ema,
+            params,
+        )
+        updates = jax.tree.map(
+            lambda flip, w: jnp.where(flip, -2 * jnp.asarray(w), jnp.zeros_like(w)), flips, params
+        )
+        return updates, BopState(optax.safe_increment(state.count), ema)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _at(value: ArrayLike | optax.Schedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return jnp.asarray(value(count) if callable(value) else value, dtype)
+
+
+def _rounded(x: jax.Array) -> jax.Array:
+    """`x`, rounded by itself: a clip that changes no finite number keeps compilers from fusing
+    a product and a sum into one multiply-add, whose single rounding Larq and NumPy do not have."""
+    largest = jnp.finfo(x.dtype).max
+    return jnp.clip(x, -largest, largest)
+
+
+def _check_hyperparameters(gamma: object, threshold: object, ema_dtype: DTypeLike) -> None:
+    if isinstance(gamma, Real) and not 0 < float(gamma) <= 1:
+        raise ValueError(f"gamma must be in (0, 1], got {gamma=}; the paper uses 1e-4")
+    if isinstance(threshold, Real) and (math.isnan(float(threshold)) or float(threshold) < 0):
+        raise ValueError(f"threshold must be ≥ 0, got {threshold=}; the paper uses 1e-8")
+    for name, value in (("gamma", gamma), ("threshold", threshold)):
+        if not callable(value) and jnp.shape(value) != ():  # pyright: ignore[reportArgumentType]
+            raise ValueError(
+                f"{name} must be a scalar, got shape {jnp.shape(value)}; "  # pyright: ignore[reportArgumentType]
+                "to train with several values use jax.vmap"
+            )
+    if not jnp.issubdtype(ema_dtype, jnp.floating):
+        raise ValueError(f"ema_dtype must be a floating dtype, got {ema_dtype}; use jnp.float32")
+
+
+def _check_parameter(path: jax.tree_util.KeyPath, w: ArrayLike) -> None:
+    dtype = jnp.result_type(w)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "the parameter"
+        raise TypeError(
+            f"bop flips real floating-point weights, but {name} is {dtype}: store ±1 as "
+            "float32 or bfloat16, or give this parameter another optimizer with optax.partition"
+        )

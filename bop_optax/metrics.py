@@ -1,0 +1,88 @@
+"""What an optimizer does to binary weights: flips, and π_t of equation (7)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bop_optax.quantizers import binarize
+
+
+def flips(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
+    """Counts the weights that flip, in one array or in a whole tree.
+
+    Works on what `update` returns, or on the weights before and after. Usable inside `jit`.
+
+    Args:
+        tree: a pytree of updates, where every non-zero number is a flip; or, with `after`,
+            the weights before. A single array is a tree too: `jax.tree.map(flips, updates)` counts
+            each leaf.
+        after: the weights after, in the same tree; a flip is a change of `binarize(w)`.
+        labels: the tree of `binary_labels`; leaves that are not "binary" are left out. None: all.
+
+    Returns:
+        The number of flips, int32 scalar.
+
+    Example:
+        >>> flips({"w": jnp.array([0.0, -2.0, 2.0])})
+        Array(2, dtype=int32)
+        >>> flips(jnp.array([1.0, -1.0]), jnp.array([1.0, 1.0]))
+        Array(1, dtype=int32)
+    """
+    changed = _changes(tree, after, labels)
+    return sum((jnp.sum(c, dtype=jnp.int32) for c in changed), jnp.zeros([], jnp.int32))
+
+
+def flip_ratio(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
+    """The share of binary weights that flip: `flips` ÷ number of weights.
+
+    Args:
+        tree: updates, or the weights before; see `flips`.
+        after: the weights after, or None.
+        labels: the tree of `binary_labels`, or None.
+
+    Returns:
+        The ratio in [0, 1], float32 scalar; 0 for a tree without weights.
+
+    Example:
+        >>> flip_ratio(jnp.array([0.0, -2.0, 0.0, 2.0]))
+        Array(0.5, dtype=float32)
+    """
+    total = sum(c.size for c in _changes(tree, after, labels))
+    return flips(tree, after, labels=labels).astype(jnp.float32) / max(total, 1)
+
+
+def log_flip_ratio(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
+    r"""π_t, the paper's measure of how noisy training is.
+
+    .. math::
+        \pi_t = \log\left(\frac{\text{weights flipped at time } t}{\text{all weights}}
+        + e^{-9}\right)
+
+    Args:
+        tree: updates, or the weights before; see `flips`.
+        after: the weights after, or None.
+        labels: the tree of `binary_labels`, or None.
+
+    Returns:
+        π_t, natural logarithm, float32 scalar: −9 where nothing flips, about 0 where all do.
+
+    Example:
+        >>> log_flip_ratio(jnp.zeros(10))
+        Array(-9., dtype=float32)
+
+    References:
+        Helwegen et al. Latent Weights Do Not Exist. arXiv:1906.02107, section 5.1, equation (7).
+    """
+    return jnp.log(flip_ratio(tree, after, labels=labels) + jnp.exp(-9.0))
+
+
+def _changes(tree: Any, after: Any, labels: Any) -> list[jax.Array]:
+    """For each binary array of the tree, where it flips."""
+    if after is None:
+        changes = jax.tree.map(lambda u: jnp.asarray(u) != 0, tree)
+    else:
+        changes = jax.tree.map(lambda w, v: binarize(w) != binarize(v), tree, after)
+    if labels is not None:
+        changes = jax.tree.map(lambda k, c: c if k == "binary" else None, labels, changes)
+    return jax.tree.leaves(changes)

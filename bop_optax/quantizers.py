@@ -1,0 +1,100 @@
+"""Quantizers: a sign forward, a pseudo-gradient backward; array in, array out.
+
+The gradient of a sign is zero almost everywhere. Training a Binarized Neural Network replaces it,
+in the backward pass alone, by a pseudo-gradient (section 2, equation 3 of arXiv:1906.02107). All
+of these give exactly ±1 forward, +1 at 0 and −0, and −1 for NaN, in the dtype of their input.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def binarize(x: ArrayLike) -> jax.Array:
+    """The nearest of −1 and +1: +1 where x ≥ 0 (−0 too), else −1 (NaN too). No gradient.
+
+    Args:
+        x: array of any shape and any signed dtype.
+
+    Returns:
+        An array of ±1 with the shape and dtype of `x`.
+
+    Example:
+        >>> binarize(jnp.array([-0.3, 0.0, 2.0]))
+        Array([-1.,  1.,  1.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    return jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def ste_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
+    r"""Sign with the clipped straight-through estimator: passes the gradient where :math:`|x| \leq`
+    `clip`, and blocks it elsewhere.
+
+    .. math::
+        q(x) = \begin{cases} -1 & x < 0 \\ 1 & x \geq 0 \end{cases}
+        \qquad
+        \frac{\partial q}{\partial x} := \begin{cases} 1 & |x| \leq \text{clip} \\
+        0 & \text{otherwise} \end{cases}
+
+    Args:
+        x: array of any shape, any floating dtype.
+        clip: how far from 0 the gradient passes, > 0; None: everywhere (the unclipped estimator).
+            Lower blocks more units from learning, higher mismatches forward and backward more.
+
+    Returns:
+        An array of ±1 with the shape and dtype of `x`.
+
+    Example:
+        >>> jax.grad(lambda x: ste_sign(x).sum())(jnp.array([-2.0, 0.5, 1.0]))
+        Array([0., 1., 1.], dtype=float32)
+
+    References:
+        Courbariaux, Hubara, Soudry, El-Yaniv, Bengio. Binarized Neural Networks. 2016,
+        arXiv:1602.02830, section 1.3.
+    """
+    del clip
+    return binarize(x)
+
+
+@ste_sign.defjvp
+def _(clip, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    passes = jnp.abs(x) <= (jnp.inf if clip is None else clip)
+    return ste_sign(x, clip), jnp.where(passes, dx, jnp.zeros_like(dx))
+
+
+@jax.custom_jvp
+def approx_sign(x: ArrayLike) -> jax.Array:
+    r"""Sign with the derivative of a piecewise quadratic: a closer fit to the sign than the STE.
+
+    .. math::
+        q(x) = \begin{cases} -1 & x < 0 \\ 1 & x \geq 0 \end{cases}
+        \qquad
+        \frac{\partial q}{\partial x} := \begin{cases} 2 (1 - |x|) & |x| \leq 1 \\
+        0 & \text{otherwise} \end{cases}
+
+    Args:
+        x: array of any shape, any floating dtype.
+
+    Returns:
+        An array of ±1 with the shape and dtype of `x`.
+
+    Example:
+        >>> jax.grad(lambda x: approx_sign(x).sum())(jnp.array([-2.0, 0.0, 0.75]))
+        Array([0. , 2. , 0.5], dtype=float32)
+
+    References:
+        Liu, Wu, Luo, Yang, Liu, Cheng. Bi-Real Net: Enhancing the Performance of 1-bit CNNs. ECCV
+        2018, arXiv:1808.00278, section 3.3.
+    """
+    return binarize(x)
+
+
+@approx_sign.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return approx_sign(x), 2 * jnp.maximum(1 - jnp.abs(x), 0) * dx
