@@ -15,10 +15,10 @@ class BopState(NamedTuple):
 
     Attributes:
         count: number of updates made so far, int32 scalar; what schedules are evaluated at.
-        ema: m, the moving average of the gradients; the parameters' tree and shapes, in `ema_dtype`.
+        ema: m, the moving average of the gradients, in `ema_dtype`; the parameters' tree.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     ema: optax.Updates
 
 
@@ -126,7 +126,8 @@ def bop(
         updates = jax.tree.map(
             lambda flip, w: jnp.where(flip, -2 * jnp.asarray(w), jnp.zeros_like(w)), flips, params
         )
-        return updates, BopState(optax.safe_increment(state.count), ema)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return updates, BopState(count, ema)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 

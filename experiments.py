@@ -1,0 +1,108 @@
+"""The named runs. Each preset is a claim: where it comes from, and what it is reported to reach."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run of BinaryNet: Bop for the binary weights, Adam for BatchNorm's."""
+
+    dataset: Literal["digits", "cifar10"] = "digits"
+    """Images to train on. digits comes with scikit-learn; cifar10 is read from --data-dir."""
+    width: int = 128
+    """Channels of the first stage; each further stage doubles them."""
+    units: int | None = None
+    """Units of each hidden dense layer. None: 8 × width, as in the paper (1024 at width 128)."""
+    stages: int = 3
+    """How many times two convolutions and a 2×2 pooling are stacked."""
+    first_padding: Literal["VALID", "SAME"] = "VALID"
+    """Padding of the first convolution: VALID as the authors' code has it, SAME as the paper."""
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 100
+    """Images per step, over all devices."""
+    gamma: float = 1e-3
+    """Bop's adaptivity rate γ in (0, 1]: the new gradient's share in the moving average."""
+    gamma_decay: float = 1.0
+    """Factor in (0, 1] on γ after every --gamma-decay-epochs; 1 keeps γ constant."""
+    gamma_decay_epochs: int = 100
+    """Epochs between two decays of γ."""
+    threshold: float = 1e-6
+    """Bop's threshold τ ≥ 0, in units of the gradient: weaker averages flip nothing."""
+    learning_rate: float = 0.01
+    """Adam's learning rate, > 0, for the real parameters (BatchNorm's β)."""
+    pad: int = 4
+    """Augmentation: random shifts by up to this many pixels; 0 for none."""
+    flip: bool = True
+    """Augmentation: mirror half of the training images."""
+    seed: int = 0
+    """Seed ≥ 0 of the weights, the order of the images and the augmentation."""
+    data_dir: Path | None = None
+    """TFDS directory. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    run_dir: Path | None = None
+    """Folder of this run, new or empty. Default: runs/PRESET-TIME."""
+    checkpoint_epochs: int = 1
+    """Epochs between two checkpoints."""
+    keep: int = 2
+    """Checkpoints kept, the newest ones."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the newest checkpoint in --run-dir."""
+
+    def check(self) -> None:
+        """Raises ValueError for the first field out of range, naming the value and the range."""
+        counts = ("width", "stages", "epochs", "batch_size", "gamma_decay_epochs")
+        for name in (*counts, "checkpoint_epochs", "keep"):
+            _require(getattr(self, name) >= 1, self, name, "at least 1")
+        _require(self.units is None or self.units >= 1, self, "units", "at least 1")
+        _require(0 < self.gamma <= 1, self, "gamma", "in (0, 1]")
+        _require(0 < self.gamma_decay <= 1, self, "gamma_decay", "in (0, 1]")
+        _require(self.threshold >= 0, self, "threshold", "at least 0")
+        _require(0 < self.learning_rate < float("inf"), self, "learning_rate", "above 0")
+        _require(self.pad >= 0, self, "pad", "at least 0")
+        _require(0 <= self.seed < 2**32, self, "seed", "from 0 to 2³² − 1")
+        _require(not self.resume or self.run_dir is not None, self, "run_dir", "given to --resume")
+
+
+def _require(holds: bool, experiment: Experiment, name: str, what: str) -> None:
+    if not holds:
+        option = "--" + name.replace("_", "-")
+        raise ValueError(f"{option} must be {what}, got {getattr(experiment, name)}")
+
+
+PRESETS: dict[str, tuple[str, Experiment]] = {
+    "digits-bop": (
+        "8×8 handwritten digits, on any CPU in under a minute.",
+        Experiment(
+            dataset="digits",
+            width=32,
+            units=128,
+            stages=2,
+            first_padding="SAME",
+            epochs=30,
+            batch_size=32,
+            pad=1,
+            flip=False,
+        ),
+    ),
+    "cifar10-bop": (
+        "The paper's section 5.2: 91.3 % reported after 500 epochs (on a V100).",
+        Experiment(
+            dataset="cifar10",
+            epochs=500,
+            batch_size=50,
+            gamma=1e-4,
+            gamma_decay=0.1,
+            gamma_decay_epochs=100,
+            threshold=1e-8,
+        ),
+    ),
+    "cifar10-bop-sweep": (
+        "The paper's section 5.1, one point of Figure 1: batch 100, γ = 1e-3, τ = 1e-6.",
+        Experiment(dataset="cifar10"),
+    ),
+}
+DEFAULT_PRESET = "digits-bop"

@@ -1,0 +1,412 @@
+"""Train a Binarized Neural Network with Bop, top to bottom.
+
+    python train.py                                    # digits, under a minute on two CPU cores
+    python train.py cifar10-bop --data-dir DIR         # the paper's section 5.2
+    python train.py cifar10-bop-sweep --width 64 --epochs 3 --data-dir DIR
+    python train.py PRESET ... --run-dir DIR --resume  # go on with a run
+
+Presets are in experiments.py. A run's folder holds config.json, metrics.jsonl (a line per epoch),
+TensorBoard events, curves.png, checkpoints, and weights.npz at the end. The last line on standard
+output is a JSON object with the result.
+"""
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+import datasets
+from bop_optax import binary_labels, bop, flip_ratio, log_flip_ratio
+from experiments import DEFAULT_PRESET, PRESETS, Experiment
+from models.binarynet import BinaryNet
+from runs import Run, save_weights
+
+
+class TrainState(NamedTuple):
+    """All that training changes. `sums` adds up the metrics of the steps of the epoch so far."""
+
+    step: jax.Array
+    params: nnx.State
+    batch_stats: nnx.State
+    opt_state: optax.OptState
+    sums: dict[str, Any]
+
+
+class Program(NamedTuple):
+    """What a run is compiled from: the model's graph, the optimizer, the labels, the devices."""
+
+    train_graph: nnx.GraphDef
+    eval_graph: nnx.GraphDef
+    optimizer: optax.GradientTransformationExtraArgs
+    labels: Any
+    mesh: jax.sharding.Mesh
+    steps_per_epoch: int
+
+
+class Stopped(Exception):
+    """A run that ended before its last epoch, with the message and the exit status to end with."""
+
+    def __init__(self, message: str, status: int = 1):
+        super().__init__(message)
+        self.status = status
+
+
+# ---- Model, optimizer, state ------------------------------------------------------------------
+
+
+def build(config: Experiment, data: datasets.Dataset) -> tuple[Program, TrainState]:
+    """Draws the network, and lays everything on a mesh of all devices."""
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    model = BinaryNet(
+        config.width,
+        config.units or 8 * config.width,
+        data.num_classes,
+        image_shape=data.train_images.shape[1:],
+        stages=config.stages,
+        first_padding=config.first_padding,
+        rngs=nnx.Rngs(config.seed),
+    )
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+    model.train()
+    train_graph, params, batch_stats = nnx.split(model, nnx.Param, ...)
+
+    steps_per_epoch = len(data.train_images) // config.batch_size
+    gamma = optax.exponential_decay(
+        config.gamma,
+        config.gamma_decay_epochs * steps_per_epoch,
+        config.gamma_decay,
+        staircase=True,
+    )
+    labels = binary_labels(params)
+    optimizer = optax.partition(
+        {"binary": bop(gamma, config.threshold), "real": optax.adam(config.learning_rate)}, labels
+    )
+    program = Program(train_graph, eval_graph, optimizer, labels, mesh, steps_per_epoch)
+    sums = {"loss": jnp.zeros([]), "correct": jnp.zeros([], jnp.int32)}
+    sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, labels))
+    state = TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params), sums)
+    return program, jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+
+def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:
+    """The binary kernels of a tree by layer, as in {"convs/0": ...}, in the order of its leaves."""
+    flat_labels = jax.tree_util.tree_leaves_with_path(labels)
+    nodes = jax.tree.structure(labels).flatten_up_to(tree)
+    return {
+        jax.tree_util.keystr(path[:-1], simple=True, separator="/"): node
+        for (path, label), node in zip(flat_labels, nodes, strict=True)
+        if label == "binary"
+    }
+
+
+def flip_metrics(updates: Any, labels: Any) -> dict[str, dict[str, jax.Array]]:
+    """Flip ratio and π_t of one step: of each layer, and of all binary weights together."""
+    layers = binary_layers(updates, labels)
+    return {
+        name: {layer: metric(update) for layer, update in layers.items()} | {"all": metric(layers)}
+        for name, metric in (("flip_ratio", flip_ratio), ("log_flip_ratio", log_flip_ratio))
+    }
+
+
+# ---- One step, one evaluation -----------------------------------------------------------------
+
+
+def make_train_step(
+    program: Program, config: Experiment
+) -> Callable[[TrainState, tuple[jax.Array, jax.Array], jax.Array], tuple[TrainState, jax.Array]]:
+    """A pure step (state, (images, labels), indices of the batch) → (state, loss)."""
+    key = jax.random.key(config.seed)
+
+    def train_step(state, data, indices):
+        images, targets = (array[indices] for array in data)
+        augment_key = jax.random.fold_in(key, state.step)
+        inputs = datasets.scale(datasets.augment(augment_key, images, config.pad, config.flip))
+
+        def loss_fn(params):
+            model = nnx.merge(program.train_graph, params, state.batch_stats, copy=True)
+            logits = model(inputs)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+            return loss, (logits, nnx.state(model, nnx.Not(nnx.Param)))
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        metrics = {"loss": loss, "correct": jnp.sum(logits.argmax(-1) == targets)}
+        metrics |= flip_metrics(updates, program.labels)
+        first = state.step % program.steps_per_epoch == 0
+        sums = jax.tree.map(lambda total, x: jnp.where(first, 0, total) + x, state.sums, metrics)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, sums), loss
+
+    return train_step
+
+
+def make_train_steps(program: Program, config: Experiment) -> Callable[..., Any]:
+    """Many steps: one compiled scan on an accelerator; on a CPU, where XLA's convolutions are many
+    times slower inside a loop, one dispatch per step. The state's buffers are reused."""
+    train_step = make_train_step(program, config)
+
+    if jax.default_backend() == "cpu":
+        compiled = jax.jit(train_step, donate_argnums=0)
+
+        def train_steps(state, data, batches):
+            losses = []
+            for indices in batches:
+                state, loss = compiled(state, data, shard(program.mesh, indices))
+                losses.append(loss)
+            return state, np.array(jax.device_get(losses))
+
+        return train_steps
+
+    scanned = jax.jit(
+        lambda state, data, batches: jax.lax.scan(
+            lambda state, indices: train_step(state, data, indices), state, batches
+        ),
+        donate_argnums=0,
+    )
+    return lambda state, data, batches: scanned(state, data, shard(program.mesh, batches))
+
+
+def make_evaluate(program: Program) -> Callable[..., float]:
+    """Accuracy over every image exactly once: what fills up the last batch is not counted."""
+
+    @jax.jit
+    def count_correct(params, batch_stats, data, indices, counted):
+        images, targets = (array[indices] for array in data)
+        logits = nnx.merge(program.eval_graph, params, batch_stats)(datasets.scale(images))
+        return jnp.sum((logits.argmax(-1) == targets) & counted)
+
+    def evaluate(state: TrainState, data: tuple[jax.Array, jax.Array], batch_size: int) -> float:
+        number = len(data[0])
+        positions = np.arange(math.ceil(number / batch_size) * batch_size, dtype=np.int32)
+        correct = [
+            count_correct(
+                state.params,
+                state.batch_stats,
+                data,
+                shard(program.mesh, np.minimum(batch, number - 1)),
+                shard(program.mesh, batch < number),
+            )
+            for batch in positions.reshape(-1, batch_size)
+        ]
+        return sum(int(c) for c in jax.device_get(correct)) / number
+
+    return evaluate
+
+
+def shard(mesh: jax.sharding.Mesh, array: np.ndarray) -> jax.Array:
+    """Puts batch indices on the mesh, the last axis (the batch) divided among its devices."""
+    spec = PartitionSpec(*[None] * (array.ndim - 1), "batch")
+    return jax.device_put(array, NamedSharding(mesh, spec))
+
+
+# ---- The loop ---------------------------------------------------------------------------------
+
+
+def train(
+    config: Experiment, data: datasets.Dataset, program: Program, state: TrainState, run: Run
+) -> float:
+    """Trains to the last epoch, from the run's newest checkpoint; returns the test accuracy."""
+    train_data, test_data = jax.device_put(
+        ((data.train_images, data.train_labels), (data.test_images, data.test_labels)),
+        NamedSharding(program.mesh, PartitionSpec()),
+    )
+    train_steps, evaluate = make_train_steps(program, config), make_evaluate(program)
+    state, step = run.restore(state, program.steps_per_epoch)
+    first_epoch, offset = divmod(step, program.steps_per_epoch)
+
+    with run, Interrupt() as interrupt:
+        for epoch in range(first_epoch + 1, config.epochs + 1):
+            batches = epoch_batches(config, len(data.train_images), epoch)[offset:]
+            bar = EpochBar(epoch, config, program.steps_per_epoch, offset)
+            start = time.perf_counter()
+            for chunk in chunks(batches):
+                if interrupt.signal:
+                    run.save(state, step)
+                    message = f"Stopped at step {step} (epoch {epoch}): {run.how_to_resume()}"
+                    raise Stopped(message, 128 + interrupt.signal)
+                state, losses = train_steps(state, train_data, chunk)
+                check_finite(losses, step, epoch)
+                step, offset = step + len(chunk), offset + len(chunk)
+                bar.show(epoch_means(state.sums, offset, config), len(chunk))
+            seconds, offset = time.perf_counter() - start, 0
+            metrics = {
+                "epoch": epoch,
+                "step": step,
+                **epoch_means(state.sums, program.steps_per_epoch, config),
+                "test_accuracy": evaluate(state, test_data, config.batch_size),
+                "images_per_second": batches.size / seconds,
+                "seconds": time.perf_counter() - start,
+            }
+            bar.close(metrics)
+            run.log(metrics)
+            if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
+                run.save(state, step)
+        save_weights(nnx.merge_state(state.params, state.batch_stats), run.folder / "weights.npz")
+    return run.metrics[-1]["test_accuracy"]
+
+
+def epoch_batches(config: Experiment, number: int, epoch: int) -> np.ndarray:
+    """The epoch's shuffled indices, (steps, batch_size); they depend on seed and epoch alone, so
+    that a resumed run sees the same images. An incomplete last batch is dropped."""
+    order = np.random.default_rng([config.seed, epoch]).permutation(number).astype(np.int32)
+    steps = number // config.batch_size
+    return order[: steps * config.batch_size].reshape(steps, config.batch_size)
+
+
+def chunks(batches: np.ndarray) -> list[np.ndarray]:
+    """Steps between two looks at losses and signals: few on a CPU, a scan's worth elsewhere."""
+    steps = 10 if jax.default_backend() == "cpu" else 200
+    return np.array_split(batches, math.ceil(len(batches) / steps))
+
+
+def check_finite(losses: np.ndarray, step: int, epoch: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise Stopped(
+            f"The loss is {losses[bad[0]]} at step {step + bad[0] + 1} (epoch {epoch}): "
+            "stopped. Lower --learning-rate, or look at the data."
+        )
+
+
+def epoch_means(sums: dict[str, Any], steps: int, config: Experiment) -> dict[str, Any]:
+    """The metrics of an epoch's first `steps` steps: means over the steps."""
+    sums = jax.device_get(sums)
+    return {
+        "loss": float(sums["loss"] / steps),
+        "train_accuracy": int(sums["correct"]) / (steps * config.batch_size),
+        "flip_ratio": {name: float(v / steps) for name, v in sums["flip_ratio"].items()},
+        "log_flip_ratio": {name: float(v / steps) for name, v in sums["log_flip_ratio"].items()},
+    }
+
+
+class Interrupt:
+    """Notes Ctrl-C and SIGTERM, so that the loop can end between two steps; a second one raises."""
+
+    signal: int = 0
+
+    def __enter__(self) -> "Interrupt":
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        print("\nStopping after this step; once more to stop at once.", file=sys.stderr)
+
+
+class EpochBar:
+    """A progress bar on a terminal; elsewhere one line an epoch on standard output."""
+
+    def __init__(self, epoch: int, config: Experiment, steps: int, offset: int):
+        self._title = f"epoch {epoch}/{config.epochs}"
+        self._batch_size = config.batch_size
+        self._bar = tqdm(
+            desc=self._title,
+            total=steps * config.batch_size,
+            initial=offset * config.batch_size,
+            unit="images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def show(self, means: dict[str, Any], steps: int) -> None:
+        self._bar.set_postfix_str(self._summary(means), refresh=False)
+        self._bar.update(steps * self._batch_size)
+
+    def close(self, metrics: dict[str, Any]) -> None:
+        summary = f"{self._summary(metrics)}, test {metrics['test_accuracy']:.2%}"
+        self._bar.set_postfix_str(summary)
+        self._bar.close()
+        if self._bar.disable:
+            rate = f"{metrics['images_per_second']:,.0f} images/s"
+            print(f"{self._title}: {summary}, {rate}", flush=True)
+
+    @staticmethod
+    def _summary(means: dict[str, Any]) -> str:
+        flipped = means["flip_ratio"]["all"]
+        return f"loss {means['loss']:.3f}, train {means['train_accuracy']:.2%}, flips {flipped:.1e}"
+
+
+# ---- Command line -----------------------------------------------------------------------------
+
+
+def main() -> None:
+    start = time.perf_counter()
+    arguments = sys.argv[1:]
+    named = arguments and not arguments[0].startswith("-")
+    preset = arguments.pop(0) if named else DEFAULT_PRESET
+    if preset not in PRESETS:
+        sys.exit(f"train.py: unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
+    presets = "\n".join(f"  {name}: {about}" for name, (about, _) in PRESETS.items())
+    config = tyro.cli(
+        Experiment,
+        prog=f"train.py {preset}",
+        description=f"Train a Binarized Neural Network with Bop.\n\n"
+        f"train.py [PRESET] [options]; without a preset: {DEFAULT_PRESET}.\n{presets}\n\n"
+        f"The defaults below are those of {preset}.",
+        default=PRESETS[preset][1],
+        args=arguments,
+    )
+    try:
+        config.check()
+        data = datasets.load(config.dataset, config.data_dir)
+        check_batch(config, len(data.train_images))
+        program, state = build(config, data)
+        run = Run(config, preset)
+    except (ValueError, OSError) as error:
+        sys.exit(f"train.py: {error}")
+    kernels = jax.tree.leaves(binary_layers(state.params, program.labels))
+    binary_parameters = sum(kernel.size for kernel in kernels)
+    try:
+        test_accuracy = train(config, data, program, state, run)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
+    result = {
+        "preset": preset,
+        "test_accuracy": test_accuracy,
+        "epochs": config.epochs,
+        "seconds": round(time.perf_counter() - start, 2),
+        "binary_parameters": binary_parameters,
+        "run_dir": str(run.folder),
+    }
+    print(json.dumps(result))
+
+
+def check_batch(config: Experiment, number: int) -> None:
+    if config.batch_size > number:
+        raise ValueError(
+            f"--batch-size must be at most the {number} training images, got {config.batch_size}"
+        )
+    if config.batch_size % jax.device_count():
+        raise ValueError(
+            f"--batch-size must be a multiple of the {jax.device_count()} devices, "
+            f"got {config.batch_size}"
+        )
+
+
+if __name__ == "__main__":
+    main()
