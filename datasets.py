@@ -73,7 +73,7 @@ def digits() -> Dataset:
     """
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     images = np.rint(data.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = data.target.astype(np.int32)
     order = np.random.default_rng(0).permutation(len(images))
@@ -219,7 +219,7 @@ def _decode(folder: Path, split: str, number: int) -> Iterator[tuple[str, np.nda
     import tensorflow_datasets as tfds
 
     absl.logging.set_verbosity("error")  # TFDS advises OpenCV at every start
-    source: Any = tfds.builder_from_directory(folder).as_data_source(split)
+    source: Any = tfds.builder_from_directory(str(folder)).as_data_source(split)
     if len(source) != number:
         raise OSError(f"{split} has {len(source)} records, dataset_info.json says {number}")
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
@@ -228,7 +228,7 @@ def _decode(folder: Path, split: str, number: int) -> Iterator[tuple[str, np.nda
     yield f"{split}_labels", np.array([r["label"] for r in records], np.int32)
 
 
-def _read_cache(cache: Path, numbers: dict[str, int]) -> dict[str, np.ndarray] | None:
+def _read_cache(cache: Path, numbers: dict[str, int]) -> dict[str, Any] | None:
     """The cached arrays, or None where there are none to trust: zip checks a CRC of each array."""
     if not cache.exists():
         return None

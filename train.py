@@ -39,7 +39,7 @@ class TrainState(NamedTuple):
     """All that training changes. `sums` adds up the metrics of the steps of the epoch so far."""
 
     step: jax.Array
-    params: nnx.State
+    params: Any
     batch_stats: nnx.State
     opt_state: optax.OptState
     sums: dict[str, Any]

@@ -70,9 +70,18 @@ class BinaryNet(nnx.Module):
         convs, denses, norms = [], [], []
         for i in range(2 * stages):
             out = width * 2 ** (i // 2)
-            options = {"padding": "SAME", "input_quantizer": ste_sign} if i else {}
-            options = {"padding": first_padding} | options
-            convs.append(BinaryConv(features, out, (3, 3), dtype=dtype, rngs=rngs, **options))
+            padding, quantizer = ("SAME", ste_sign) if i else (first_padding, None)
+            convs.append(
+                BinaryConv(
+                    features,
+                    out,
+                    (3, 3),
+                    padding=padding,
+                    input_quantizer=quantizer,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+            )
             norms.append(BatchNorm(out, dtype=dtype, rngs=rngs))
             features = out
         features *= rows * columns
