@@ -9,10 +9,9 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,7 +204,7 @@ def _tfds(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
     if arrays is None:
         print(f"Decoding {name} into {cache} (once) ...", file=sys.stderr)
         try:
-            arrays = dict(chain.from_iterable(_decode(folder, s, numbers[s]) for s in SPLITS))
+            arrays = {k: v for s in SPLITS for k, v in _decode(folder, s, numbers[s]).items()}
         except Exception as error:  # array_record, PIL and TFDS each raise their own
             raise OSError(
                 f"{folder} is damaged: {error}." + _how_to_prepare(name, data_dir)
@@ -214,18 +213,21 @@ def _tfds(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
     return Dataset(**arrays)
 
 
-def _decode(folder: Path, split: str, number: int) -> Iterator[tuple[str, np.ndarray]]:
+def _decode(folder: Path, split: str, number: int) -> dict[str, Any]:
     import absl.logging
     import tensorflow_datasets as tfds
 
     absl.logging.set_verbosity("error")  # TFDS advises OpenCV at every start
-    source: Any = tfds.builder_from_directory(str(folder)).as_data_source(split)
+    builder: Any = tfds.builder_from_directory(str(folder))
+    source = builder.as_data_source(split)
     if len(source) != number:
         raise OSError(f"{split} has {len(source)} records, dataset_info.json says {number}")
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
         records = list(pool.map(source.__getitem__, range(number)))
-    yield f"{split}_images", np.stack([r["image"] for r in records])
-    yield f"{split}_labels", np.array([r["label"] for r in records], np.int32)
+    return {
+        f"{split}_images": np.stack([r["image"] for r in records]),
+        f"{split}_labels": np.array([r["label"] for r in records], np.int32),
+    }
 
 
 def _read_cache(cache: Path, numbers: dict[str, int]) -> dict[str, Any] | None:
@@ -233,7 +235,7 @@ def _read_cache(cache: Path, numbers: dict[str, int]) -> dict[str, Any] | None:
     if not cache.exists():
         return None
     try:
-        with np.load(cache, allow_pickle=False) as stored:
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         for split in SPLITS:
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
@@ -257,7 +259,8 @@ def _write_cache(cache: Path, arrays: dict[str, np.ndarray]) -> None:
         print(
             f"{cache} cannot be written ({error}): the next start decodes again.", file=sys.stderr
         )
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 if __name__ == "__main__":

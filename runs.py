@@ -72,6 +72,15 @@ class Run:
                 + ", ".join(f"{k}={saved.get(k)} (now {ours[k]})" for k in differing)
                 + ": resume with the same preset and options"
             )
+        done = len(self._metric_lines())
+        if done > config.epochs:
+            raise ValueError(
+                f"{self.folder} has done {done} epochs already, --epochs asks for {config.epochs}"
+            )
+
+    def _metric_lines(self) -> list[str]:
+        path = self.folder / "metrics.jsonl"
+        return path.read_text().splitlines() if path.exists() else []
 
     def restore(self, state: Tree, steps_per_epoch: int) -> tuple[Tree, int]:
         """The newest checkpoint's state and step, or `state` and 0 for a run without one."""
@@ -87,11 +96,10 @@ class Run:
 
     def _keep_metrics(self, epochs: int) -> None:
         """Drops the records of epochs that came after the checkpoint: they are trained again."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
         # A process killed while writing may leave half a line, of an epoch without a checkpoint.
-        self.metrics = [json.loads(line) for line in lines[:epochs]]
-        _write(path, "".join(line + "\n" for line in lines[:epochs]))
+        lines = self._metric_lines()[:epochs]
+        self.metrics = [json.loads(line) for line in lines]
+        _write(self.folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
         self._events = SummaryWriter(str(self.folder), purge_step=epochs + 1)
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -158,7 +166,7 @@ def load_weights(model: nnx.Module, path: Path) -> None:
     """
     state = nnx.state(model)
     variables = _variables(state)
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         weights = {name: stored[name] for name in stored.files}
     ours, theirs = ({n: a.shape for n, a in tree.items()} for tree in (variables, weights))
     if ours != theirs:

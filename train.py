@@ -15,7 +15,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -67,9 +67,12 @@ class Stopped(Exception):
 # ---- Model, optimizer, state ------------------------------------------------------------------
 
 
-def build(config: Experiment, data: datasets.Dataset) -> tuple[Program, TrainState]:
-    """Draws the network, and lays everything on a mesh of all devices."""
-    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+def build(
+    config: Experiment, data: datasets.Dataset, devices: Sequence[Any] | None = None
+) -> tuple[Program, TrainState]:
+    """Draws the network and lays it on a mesh of the devices; None: all there are."""
+    devices = devices or jax.devices()
+    mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
     model = BinaryNet(
         config.width,
         config.units or 8 * config.width,

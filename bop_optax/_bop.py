@@ -45,19 +45,20 @@ def bop(
     The comparison is strict, as in the paper's Algorithm 2 and the authors' code (equation 6 prints
     :math:`\geq`): a tie never flips, and a weight whose :math:`m` is 0 never does. The average is
     computed in the form above, each operation rounded by itself as Larq and NumPy round it, so
-    that float32 trajectories agree with theirs bit for bit; an infinite step of the average counts
-    as the largest finite one.
+    that float32 trajectories agree with theirs bit for bit.
 
     The rule reads signs only. Scaled binary weights :math:`\pm\alpha` therefore flip to
-    :math:`\mp\alpha`, and a weight of exactly 0 stays 0.
+    :math:`\mp\alpha` (as long as their dtype can hold :math:`2\alpha`), and a weight of exactly 0
+    stays 0.
 
     **Put nothing after `bop`.** Its update is exactly :math:`-2w` or 0, and is final: a learning
     rate or a weight decay chained behind it yields weights that are no longer :math:`\pm 1`. What
     comes before it (gradient clipping, for one) changes the gradient that is averaged.
 
     **NaN gradients.** One NaN makes that weight's :math:`m` NaN for good, and a NaN never flips, so
-    the weight is frozen silently. `optax.apply_if_finite(bop(...), max_consecutive_errors)` skips
-    such steps and leaves :math:`m` as it was.
+    the weight is frozen silently. An infinite gradient leaves an :math:`m` so large that it hardly
+    ever comes back. `optax.apply_if_finite(bop(...), max_consecutive_errors)` skips such steps and
+    leaves :math:`m` as it was.
 
     Args:
         gamma: :math:`\gamma` in (0, 1], the adaptivity rate: the new gradient's share in the moving
@@ -91,7 +92,7 @@ def bop(
         >>> grads = jnp.array([0.5, -0.5, 0.5])  # only the first pushes against its weight
         >>> updates, state = optimizer.update(grads, state, weights)
         >>> optax.apply_updates(weights, updates)
-        Array([-1., -1., ...
+        Array([-1.,  1., -1.], dtype=float32)
 
     References:
         Helwegen, Widdicombe, Geiger, Liu, Cheng, Nusselder. Latent Weights Do Not Exist:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 from flax.core import meta
 from flax.nnx.nn.dtypes import promote_dtype
@@ -89,10 +90,10 @@ def binary_product(
     x: jax.Array,
     kernel: jax.Array,
     *,
-    strides: Sequence[int] = (),
+    strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
     padding_value: float = 0.0,
-    kernel_dilation: Sequence[int] = (),
+    kernel_dilation: Sequence[int] | None = None,
     feature_group_count: int = 1,
     precision: lax.PrecisionLike = None,
 ) -> jax.Array:
@@ -102,11 +103,11 @@ def binary_product(
     Args:
         x: (batch, *spatial, in), the dtype of `kernel`.
         kernel: (*window, in ÷ feature_group_count, out).
-        strides: one per spatial dimension.
+        strides: one per spatial dimension; None: all 1.
         padding: "SAME", "VALID", or a (low, high) pair per spatial dimension.
         padding_value: what the padding holds, after quantization: 0 as the authors do, ±1 for
             engines that store activations in one bit.
-        kernel_dilation: one per spatial dimension.
+        kernel_dilation: one per spatial dimension; None: all 1.
         feature_group_count: groups that `in` and `out` are divided into.
         precision: see `jax.lax.Precision`.
 
@@ -115,14 +116,17 @@ def binary_product(
     """
     if kernel.ndim == 2:
         return jnp.matmul(x, kernel, precision=precision)
+    *window, _, _ = kernel.shape
+    strides = strides or [1] * len(window)
+    kernel_dilation = kernel_dilation or [1] * len(window)
     if padding_value != 0:
-        window = [(k - 1) * d + 1 for k, d in zip(kernel.shape, kernel_dilation, strict=False)]
+        window = [(k - 1) * d + 1 for k, d in zip(window, kernel_dilation, strict=True)]
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
         edges = [(low, high, 0) for low, high in padding]
         x = lax.pad(x, jnp.asarray(padding_value, x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         padding = "VALID"
-    spatial = "".join(chr(ord("0") + i) for i in range(kernel.ndim - 2))
+    spatial = "".join(chr(ord("0") + i) for i in range(len(window)))
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -288,7 +292,9 @@ class BinaryConv(_BinaryLayer):
         precision: lax.PrecisionLike = None,
         rngs: nnx.Rngs,
     ):
-        window = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        window = (
+            (int(kernel_size),) if isinstance(kernel_size, int | np.integer) else tuple(kernel_size)
+        )
         if in_features % feature_group_count or out_features % feature_group_count:
             raise ValueError(
                 f"feature_group_count must divide in_features and out_features, got "
@@ -324,7 +330,7 @@ class BinaryConv(_BinaryLayer):
 
 
 def _per_dimension(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    values = (int(value),) * rank if isinstance(value, int | np.integer) else tuple(value)
     if len(values) != rank:
         raise ValueError(f"{name} must be one integer or {rank} of them, got {value}")
     return values
@@ -333,11 +339,12 @@ def _per_dimension(name: str, value: int | Sequence[int], rank: int) -> tuple[in
 def _padding(padding: Padding, rank: int) -> str | tuple[tuple[int, int], ...]:
     if isinstance(padding, str) and padding.upper() in ("SAME", "VALID"):
         return padding.upper()
-    if isinstance(padding, int):
-        padding = [padding] * rank
-    if isinstance(padding, str) or len(padding) != rank:
+    if isinstance(padding, int | np.integer):
+        padding = [int(padding)] * rank
+    pairs = [(p, p) if isinstance(p, int | np.integer) else tuple(p) for p in padding]
+    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
         raise ValueError(
             f'padding must be "SAME", "VALID", an integer, or an integer or a (low, high) pair '
             f"for each of {rank} spatial dimensions, got {padding!r}"
         )
-    return tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding)
+    return tuple((int(low), int(high)) for low, high in pairs)

@@ -97,4 +97,6 @@ def approx_sign(x: ArrayLike) -> jax.Array:
 @approx_sign.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return approx_sign(x), 2 * jnp.maximum(1 - jnp.abs(x), 0) * dx
+    distance = jnp.abs(x)
+    slope = jnp.maximum(2 * (1 - distance), 0)
+    return approx_sign(x), jnp.where(distance <= 1, slope * dx, jnp.zeros_like(dx))

@@ -1,0 +1,24 @@
+"""How every test runs: on eight CPU devices, without promotion of dtypes, warnings as errors."""
+
+import os
+
+import jax
+import pytest
+
+# Before JAX starts: pmap and shard_map need devices, and a promotion is a bug in a library whose
+# weights may be bfloat16 beside a float32 average.
+if not os.environ.get("JAX_PLATFORMS"):  # JAX_PLATFORMS=cuda,cpu runs the tests on a GPU
+    jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture
+def standard_promotion():
+    """For what Optax itself promotes: the integer counts of Adam, MultiSteps, cosine decay."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

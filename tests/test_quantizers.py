@@ -1,0 +1,95 @@
+"""The quantizers: a sign forward, the stated pseudo-gradient backward."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bop_optax import approx_sign, binarize, ste_sign
+
+inf, nan = float("inf"), float("nan")
+unclipped = partial(ste_sign, clip=None)
+half = partial(ste_sign, clip=0.5)
+QUANTIZERS = {
+    "binarize": binarize,
+    "ste_sign": ste_sign,
+    "half": half,
+    "unclipped": unclipped,
+    "approx_sign": approx_sign,
+}
+# Both sides of 0, of 0.5 and of 1, to the last bit.
+EDGES = np.float32([0.0, 0.5, 1.0])
+GRID = np.concatenate([EDGES, np.nextafter(EDGES, 9), np.nextafter(EDGES, -9), [0.3, 2.0, 3e4]])
+GRID = np.concatenate([GRID, -GRID]).astype(np.float32)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_forward(quantizer, dtype):
+    x = jnp.asarray([-inf, -2.0, -1e-3, -0.0, 0.0, 1e-3, 2.0, inf, nan], dtype)
+    for f in (quantizer, jax.jit(quantizer), jax.vmap(quantizer)):
+        y = f(x)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, jnp.asarray([-1, -1, -1, 1, 1, 1, 1, 1, -1], dtype))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS.values(), ids=QUANTIZERS)
+@pytest.mark.parametrize("shape", [(), (0,), (2, 1, 3)])
+def test_shapes(quantizer, shape):
+    assert quantizer(jnp.zeros(shape)).shape == shape
+    assert quantizer(0.5) == 1
+
+
+def test_binarize_integers():
+    y = binarize(jnp.asarray([-3, 0, 7], jnp.int8))
+    assert y.dtype == jnp.int8
+    np.testing.assert_array_equal(y, [-1, 1, 1])
+
+
+FORMULAS = {
+    "binarize": lambda x: 0 * x,
+    "ste_sign": lambda x: np.where(np.abs(x) <= 1, 1, 0),
+    "half": lambda x: np.where(np.abs(x) <= 0.5, 1, 0),
+    "unclipped": lambda x: np.ones_like(x),
+    "approx_sign": lambda x: np.where(np.abs(x) <= 1, 2 * (1 - np.abs(x)), 0),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_pseudo_gradient(name, dtype):
+    q, x = QUANTIZERS[name], jnp.asarray(GRID, dtype)
+    expected = FORMULAS[name](np.asarray(x)).astype(dtype)
+    tangent = jnp.full_like(x, -3)
+    grad = jax.grad(lambda x: jnp.sum(q(x)))
+    for slope in (grad(x), jax.jit(grad)(x), jax.vmap(jax.grad(q))(x)):
+        assert slope.dtype == dtype
+        np.testing.assert_array_equal(slope, expected)
+    y, dy = jax.jvp(q, (x,), (tangent,))
+    np.testing.assert_array_equal(y, q(x))
+    np.testing.assert_array_equal(dy, expected * tangent)
+    np.testing.assert_array_equal(jax.vjp(q, x)[1](tangent)[0], expected * tangent)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_gradient_at_infinity(name):
+    slopes = jax.vmap(jax.grad(QUANTIZERS[name]))(jnp.asarray([-inf, inf]))
+    np.testing.assert_array_equal(slopes, [1, 1] if name == "unclipped" else [0, 0])
+
+
+def test_ste_blocks_even_an_infinite_gradient():
+    backward = jax.vjp(ste_sign, jnp.asarray([-2.0, 0.5, nan]))[1]
+    np.testing.assert_array_equal(backward(jnp.full(3, inf))[0], [0, inf, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "curvature"),
+    [("binarize", 0), ("ste_sign", 0), ("half", 0), ("unclipped", 0), ("approx_sign", 2)],
+)
+def test_second_order(name, curvature):
+    x = jnp.asarray([-1.5, -0.75, -0.25, 0.25, 0.75, 1.5])
+    second = jax.vmap(jax.grad(jax.grad(QUANTIZERS[name])))(x)
+    inside = jnp.abs(x) < 1
+    np.testing.assert_array_equal(second, jnp.where(inside, -curvature * jnp.sign(x), 0.0))
