@@ -120,6 +120,17 @@ class Run:
             copies = jax.tree.map(jnp.copy, _flat(state)[0])
             self._checkpoints.save(step, args=ocp.args.StandardSave(copies), force=True)
 
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes result.json: the whole run in one file that names no folder, as in results/."""
+        record = json.loads((self.folder / "config.json").read_text())
+        record |= {"result": result, "metrics": self.metrics}
+        for part, names in (
+            ("config", ("data_dir", "run_dir", "resume")),
+            ("result", ("run_dir",)),
+        ):
+            record[part] = {k: v for k, v in record[part].items() if k not in names}
+        _write(self.folder / "result.json", json.dumps(record, indent=1) + "\n")
+
     def how_to_resume(self) -> str:
         return f"go on with\n  {self._command}"
 

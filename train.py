@@ -325,6 +325,7 @@ class EpochBar:
     def __init__(self, epoch: int, config: Experiment, steps: int, offset: int):
         self._title = f"epoch {epoch}/{config.epochs}"
         self._batch_size = config.batch_size
+        self._on_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             desc=self._title,
             total=steps * config.batch_size,
@@ -332,7 +333,7 @@ class EpochBar:
             unit="images",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not self._on_terminal,
         )
 
     def show(self, means: dict[str, Any], steps: int) -> None:
@@ -343,7 +344,7 @@ class EpochBar:
         summary = f"{self._summary(metrics)}, test {metrics['test_accuracy']:.2%}"
         self._bar.set_postfix_str(summary)
         self._bar.close()
-        if self._bar.disable:
+        if not self._on_terminal:
             rate = f"{metrics['images_per_second']:,.0f} images/s"
             print(f"{self._title}: {summary}, {rate}", flush=True)
 
@@ -396,6 +397,7 @@ def main() -> None:
         "binary_parameters": binary_parameters,
         "run_dir": str(run.folder),
     }
+    run.write_result(result)
     print(json.dumps(result))
 
 

@@ -162,6 +162,17 @@ def test_one_device_and_eight_agree(digits):
     assert flip_ratio(ones, eights, labels=program.labels) < 1e-3
 
 
+def test_the_scan_of_accelerators_equals_steps_one_by_one(digits, one_epoch, monkeypatch):
+    program, before, _, losses = one_epoch
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    batches = train.epoch_batches(TINY, len(digits.train_images), 1)[:3]
+    data = (jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels))
+    state = jax.tree.map(jnp.asarray, before)
+    state, scanned = train.make_train_steps(program, TINY)(state, data, batches)
+    assert state.step == 3
+    np.testing.assert_allclose(scanned, losses[:3], rtol=1e-3)
+
+
 def test_batches_are_a_shuffle_that_depends_on_seed_and_epoch():
     batches = train.epoch_batches(TINY, 100, 1)
     assert batches.shape == (4, 24)
@@ -276,6 +287,11 @@ def test_a_run_learns_and_leaves_everything_behind(whole):
     for record in records:
         assert 0 < record["flip_ratio"]["all"] < 1
         assert -9 <= record["log_flip_ratio"]["denses/2"] < 0
+
+    record = json.loads((run_dir / "result.json").read_text())
+    assert record["result"]["test_accuracy"] == result["test_accuracy"]
+    assert [m["epoch"] for m in record["metrics"]] == [1, 2, 3, 4]
+    assert str(run_dir) not in json.dumps(record)
 
     binary = [name for name, w in weights(run_dir).items() if w.dtype == np.int8]
     assert len(binary) == 7
