@@ -7,6 +7,7 @@ CIFAR-10 once with TensorFlow Datasets (extra `prepare`); reading it afterwards 
 import hashlib
 import json
 import os
+import shlex
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -146,9 +147,10 @@ def _data_dir(data_dir: Path | None) -> Path:
 
 
 def _how_to_prepare(name: str, data_dir: Path) -> str:
+    folder = shlex.quote(str(data_dir))
     return (
         "\nPrepare it, once (this downloads it, and needs TensorFlow):"
-        f"\n  pip install -e '.[prepare]' && python datasets.py {name} --data-dir '{data_dir}'"
+        f"\n  pip install -e '.[prepare]' && python datasets.py {name} --data-dir {folder}"
         "\nor point --data-dir at a TFDS directory that holds it as array_record."
     )
 
@@ -198,7 +200,7 @@ def _tfds(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
     folder, numbers = _find(name, data_dir)
     stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir())]
     stamp = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
-    cache_dir = cache_dir or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "bop_optax")
+    cache_dir = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bop_optax")
     cache = cache_dir.expanduser() / f"{name}-{stamp}.npz"
     arrays = _read_cache(cache, numbers)
     if arrays is None:
@@ -222,8 +224,10 @@ def _decode(folder: Path, split: str, number: int) -> dict[str, Any]:
     source = builder.as_data_source(split)
     if len(source) != number:
         raise OSError(f"{split} has {len(source)} records, dataset_info.json says {number}")
+    parts = np.array_split(np.arange(number), max(number // 500, 1))
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
-        records = list(pool.map(source.__getitem__, range(number)))
+        decoded = pool.map(lambda part: [source[int(i)] for i in part], parts)
+        records = [record for part in decoded for record in part]
     return {
         f"{split}_images": np.stack([r["image"] for r in records]),
         f"{split}_labels": np.array([r["label"] for r in records], np.int32),
@@ -242,7 +246,14 @@ def _read_cache(cache: Path, numbers: dict[str, int]) -> dict[str, Any] | None:
             if images.dtype != np.uint8 or not len(images) == numbers[split] == len(labels):
                 raise ValueError(f"{split} has {images.dtype} images of shape {images.shape}")
         return arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+    ) as error:
         print(f"{cache} is damaged ({error}): building it again.", file=sys.stderr)
         return None
 
@@ -266,4 +277,7 @@ def _write_cache(cache: Path, arrays: dict[str, np.ndarray]) -> None:
 if __name__ == "__main__":
     import tyro
 
-    tyro.cli(prepare)
+    try:
+        tyro.cli(prepare)
+    except (OSError, ImportError) as error:
+        sys.exit(f"datasets.py: {error}")

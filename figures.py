@@ -22,7 +22,9 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
         values = [100 * m[f"{split}_accuracy"] for m in metrics]
         accuracy.plot(epochs, values, style, color="tab:blue", label=split, marker=marker)
     accuracy.set_ylabel("accuracy (%)")
-    accuracy.legend(loc="lower right", title=f"test: {values[-1]:.2f} % at the end")
+    accuracy.legend(
+        loc="lower right", title=f"test: {metrics[-1]['test_accuracy']:.2%} after {epochs[-1]}"
+    )
 
     layers = [name for name in metrics[0]["log_flip_ratio"] if name != "all"]
     for name in layers:

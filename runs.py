@@ -1,9 +1,12 @@
 """A run's folder: configuration, metrics, checkpoints, weights; and what it takes to go on."""
 
+import fcntl
+import itertools
 import json
 import platform
 import shlex
 import subprocess
+import sys
 import time
 from dataclasses import asdict, fields
 from importlib.metadata import version
@@ -26,6 +29,10 @@ Tree = TypeVar("Tree")
 MAY_CHANGE = {"epochs", "data_dir", "run_dir", "checkpoint_epochs", "keep", "resume"}
 
 
+class RunError(Exception):
+    """A run that cannot go on from what is in its folder."""
+
+
 class Run:
     """The folder of one run, open for writing.
 
@@ -34,24 +41,32 @@ class Run:
         metrics: one record per finished epoch, as in metrics.jsonl.
 
     Raises:
-        ValueError: for a folder that holds another run, or, to resume, holds none or one with
-            another configuration. Nothing is written then.
+        ValueError: for a folder that holds another run, or, to resume, holds none, one with
+            another configuration, or one that another process is writing. Nothing is written then.
     """
 
     def __init__(self, config: Experiment, preset: str):
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        self.folder = (config.run_dir or Path("runs", f"{preset}-{stamp}")).absolute()
         self.metrics: list[dict[str, Any]] = []
-        self._command = _command(config, preset, config.run_dir or self.folder)
-        if config.resume:
-            self._check_same(config)
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise ValueError(
-                f"{self.folder} is not empty: go on with that run by --resume, or choose another "
-                "--run-dir"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "config.json", json.dumps(_describe(config, preset), indent=2) + "\n")
+        self._description = _describe(config, preset)
+        if config.run_dir is None:
+            self.folder = _new_folder(Path("runs", f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        else:
+            self.folder = config.run_dir.expanduser().absolute()
+            if config.resume:
+                self._check_same(config)
+            elif _holds_something(self.folder):
+                raise ValueError(
+                    f"{self.folder} is not empty: go on with that run by --resume, or choose "
+                    "another --run-dir"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._command = _command(config, preset, self.folder)
+        self._lock = (self.folder / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise ValueError(f"another process is writing to {self.folder}") from error
         self._checkpoints = ocp.CheckpointManager(
             self.folder / "checkpoints",
             options=ocp.CheckpointManagerOptions(max_to_keep=config.keep),
@@ -61,7 +76,8 @@ class Run:
     def _check_same(self, config: Experiment) -> None:
         path = self.folder / "config.json"
         try:
-            saved = json.loads(path.read_text())["config"]
+            description = json.loads(path.read_text())
+            saved = dict(description["config"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder} holds no run to resume: {path} ({error})") from error
         ours = _jsonable(config)
@@ -72,47 +88,70 @@ class Run:
                 + ", ".join(f"{k}={saved.get(k)} (now {ours[k]})" for k in differing)
                 + ": resume with the same preset and options"
             )
-        done = len(self._metric_lines())
-        if done > config.epochs:
-            raise ValueError(
-                f"{self.folder} has done {done} epochs already, --epochs asks for {config.epochs}"
+        # What the run was begun with stays on record; what it is resumed with is added.
+        ours, self._description = self._description, description
+        resumed = description.get("resumed", [])
+        description["resumed"] = [*resumed, {k: ours[k] for k in ours if k != "preset"}]
+        description["config"]["epochs"] = config.epochs
+
+    def restore(self, state: Tree, config: Experiment, steps_per_epoch: int) -> tuple[Tree, int]:
+        """The newest checkpoint's state and step, or `state` and 0 for a run without one.
+
+        Raises:
+            RunError: for a checkpoint or metrics that are damaged, or further than `epochs`.
+        """
+        step = self._checkpoints.latest_step() or 0
+        epochs = step // steps_per_epoch
+        if step > config.epochs * steps_per_epoch:
+            raise RunError(
+                f"{self.folder} has done {step / steps_per_epoch:.4g} epochs already, "
+                f"--epochs asks for {config.epochs}"
             )
-
-    def _metric_lines(self) -> list[str]:
-        path = self.folder / "metrics.jsonl"
-        return path.read_text().splitlines() if path.exists() else []
-
-    def restore(self, state: Tree, steps_per_epoch: int) -> tuple[Tree, int]:
-        """The newest checkpoint's state and step, or `state` and 0 for a run without one."""
-        step = self._checkpoints.latest_step()
-        if step is None:
-            self._keep_metrics(0)
-            return state, 0
-        flat, treedef = _flat(state)
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
-        restored = self._checkpoints.restore(step, args=ocp.args.StandardRestore(template))
-        self._keep_metrics(step // steps_per_epoch)
-        return treedef.unflatten([restored[name] for name in flat]), step
-
-    def _keep_metrics(self, epochs: int) -> None:
-        """Drops the records of epochs that came after the checkpoint: they are trained again."""
-        # A process killed while writing may leave half a line, of an epoch without a checkpoint.
-        lines = self._metric_lines()[:epochs]
-        self.metrics = [json.loads(line) for line in lines]
-        _write(self.folder / "metrics.jsonl", "".join(line + "\n" for line in lines))
+        self._read_metrics(epochs)
+        if step:
+            flat, treedef = _flat(state)
+            template = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
+            try:
+                restored = self._checkpoints.restore(step, args=ocp.args.StandardRestore(template))
+            except Exception as error:  # Orbax and TensorStore raise their own
+                raise RunError(
+                    f"{self.folder}/checkpoints/{step} is damaged ({str(error).splitlines()[0]}): "
+                    "delete that folder to go on from the checkpoint before it"
+                ) from error
+            state = treedef.unflatten([restored[name] for name in flat])
+        _write(self.folder / "config.json", json.dumps(self._description, indent=2) + "\n")
+        _write(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.metrics))
         self._events = SummaryWriter(str(self.folder), purge_step=epochs + 1)
+        return state, step
+
+    def _read_metrics(self, epochs: int) -> None:
+        """Reads the records up to the checkpoint; epochs after it are trained again."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            metrics = [json.loads(line) for line in lines[:epochs]]
+            complete = [m["epoch"] for m in metrics] == list(range(1, epochs + 1))
+        except (ValueError, KeyError, TypeError):
+            metrics, complete = [], False
+        if not complete:
+            raise RunError(f"{path} lacks records of the {epochs} epochs up to the checkpoint")
+        self.metrics = metrics
+        if len(lines) > epochs:
+            print(f"Training again from epoch {epochs + 1}, the last checkpoint.", file=sys.stderr)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Adds one epoch's record to metrics.jsonl and to the TensorBoard events."""
         self.metrics.append(metrics)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
-        if self._events is not None:
-            for name, value in metrics.items():
-                values = value if isinstance(value, dict) else {"": value}
-                for layer, number in values.items():
-                    tag = f"{name}/{layer}".rstrip("/")
-                    self._events.add_scalar(tag, number, metrics["epoch"])
+        if self._events is None:
+            raise RuntimeError("restore() opens a run for writing: call it before log()")
+        for name, value in metrics.items():
+            values = value if isinstance(value, dict) else {"": value}
+            for layer, number in values.items():
+                tag = f"{name}/{layer}".rstrip("/")
+                self._events.add_scalar(tag, number, metrics["epoch"])
+        self._events.flush()
 
     def save(self, state: Any, step: int) -> None:
         """Starts to write a checkpoint; returns when `state` may be donated to the next step."""
@@ -148,7 +187,11 @@ class Run:
         if self._events is not None:
             self._events.close()
         if self.metrics:
-            plot_curves(self.metrics, self.folder / "curves.png")
+            try:
+                plot_curves(self.metrics, self.folder / "curves.png")
+            except OSError as failure:
+                print(f"curves.png cannot be written ({failure}).", file=sys.stderr)
+        self._lock.close()
 
 
 # ---- Weights ----------------------------------------------------------------------------------
@@ -159,14 +202,14 @@ def save_weights(model_state: nnx.State, path: Path) -> None:
 
     Binary weights are int8, everything else keeps its dtype.
     """
-    np.savez(
-        path,
-        allow_pickle=False,
-        **{
-            name: np.asarray(v[...], np.int8 if isinstance(v, BinaryParam) else None)
-            for name, v in _variables(model_state).items()
-        },
-    )
+    arrays = {
+        name: np.asarray(v[...], np.int8 if isinstance(v, BinaryParam) else None)
+        for name, v in _variables(model_state).items()
+    }
+    partial = path.with_suffix(".tmp")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    partial.replace(path)
 
 
 def load_weights(model: nnx.Module, path: Path) -> None:
@@ -202,6 +245,24 @@ def _flat(state: Any) -> tuple[dict[str, jax.Array], Any]:
     return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in flat}, treedef
 
 
+def _new_folder(path: Path) -> Path:
+    """Makes a folder of this name, or of this name and a number, that was not there before."""
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder.absolute()
+    raise AssertionError
+
+
+def _holds_something(folder: Path) -> bool:
+    if not folder.is_dir():
+        return folder.exists()
+    return any(p.suffix != ".tmp" and p.name != ".lock" for p in folder.iterdir())
+
+
 def _write(path: Path, text: str) -> None:
     partial = path.with_suffix(".tmp")
     partial.write_text(text)
@@ -225,7 +286,7 @@ def _describe(config: Experiment, preset: str) -> dict[str, Any]:
             "count": jax.device_count(),
         },
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
     }
 
 
@@ -251,7 +312,6 @@ def _command(config: Experiment, preset: str, run_dir: Path) -> str:
         if isinstance(value, bool):
             options.append(f"--{name}" if value else f"--no-{name}")
         else:
-            options += [f"--{name}", str(value)]
-    return shlex.join(
-        ["python", "train.py", preset, *options, "--run-dir", str(run_dir), "--resume"]
-    )
+            options.append(f"--{name}={value}")
+    script = ["python", sys.argv[0], preset]
+    return shlex.join([*script, *options, f"--run-dir={run_dir}", "--resume"])

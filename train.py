@@ -32,7 +32,7 @@ import datasets
 from bop_optax import binary_labels, bop, flip_ratio, log_flip_ratio
 from experiments import DEFAULT_PRESET, PRESETS, Experiment
 from models.binarynet import BinaryNet
-from runs import Run, save_weights
+from runs import Run, RunError, save_weights
 
 
 class TrainState(NamedTuple):
@@ -90,7 +90,7 @@ def build(
     steps_per_epoch = len(data.train_images) // config.batch_size
     gamma = optax.exponential_decay(
         config.gamma,
-        config.gamma_decay_epochs * steps_per_epoch,
+        min(config.gamma_decay_epochs * steps_per_epoch, 2**31 - 1),  # steps are int32
         config.gamma_decay,
         staircase=True,
     )
@@ -223,7 +223,11 @@ def shard(mesh: jax.sharding.Mesh, array: np.ndarray) -> jax.Array:
 
 
 def train(
-    config: Experiment, data: datasets.Dataset, program: Program, state: TrainState, run: Run
+    config: Experiment,
+    data: datasets.Dataset,
+    program: Program,
+    state: TrainState,
+    run: Run,
 ) -> float:
     """Trains to the last epoch, from the run's newest checkpoint; returns the test accuracy."""
     train_data, test_data = jax.device_put(
@@ -231,36 +235,38 @@ def train(
         NamedSharding(program.mesh, PartitionSpec()),
     )
     train_steps, evaluate = make_train_steps(program, config), make_evaluate(program)
-    state, step = run.restore(state, program.steps_per_epoch)
-    first_epoch, offset = divmod(step, program.steps_per_epoch)
-
-    with run, Interrupt() as interrupt:
+    with Interrupt() as interrupt, run:
+        state, step = run.restore(state, config, program.steps_per_epoch)
+        first_epoch, offset = divmod(step, program.steps_per_epoch)
         for epoch in range(first_epoch + 1, config.epochs + 1):
             batches = epoch_batches(config, len(data.train_images), epoch)[offset:]
-            bar = EpochBar(epoch, config, program.steps_per_epoch, offset)
             start = time.perf_counter()
-            for chunk in chunks(batches):
-                if interrupt.signal:
-                    run.save(state, step)
-                    message = f"Stopped at step {step} (epoch {epoch}): {run.how_to_resume()}"
-                    raise Stopped(message, 128 + interrupt.signal)
-                state, losses = train_steps(state, train_data, chunk)
-                check_finite(losses, step, epoch)
-                step, offset = step + len(chunk), offset + len(chunk)
-                bar.show(epoch_means(state.sums, offset, config), len(chunk))
-            seconds, offset = time.perf_counter() - start, 0
-            metrics = {
-                "epoch": epoch,
-                "step": step,
-                **epoch_means(state.sums, program.steps_per_epoch, config),
-                "test_accuracy": evaluate(state, test_data, config.batch_size),
-                "images_per_second": batches.size / seconds,
-                "seconds": time.perf_counter() - start,
-            }
-            bar.close(metrics)
+            with EpochBar(epoch, config, program.steps_per_epoch, offset) as bar:
+                for chunk in chunks(batches):
+                    if interrupt.signal:
+                        run.save(state, step)
+                        raise Stopped(
+                            f"Stopped at step {step} (epoch {epoch}): {run.how_to_resume()}",
+                            128 + interrupt.signal,
+                        )
+                    state, losses = train_steps(state, train_data, chunk)
+                    check_finite(losses, step, epoch)
+                    step, offset = step + len(chunk), offset + len(chunk)
+                    bar.show(epoch_means(state.sums, offset, config), len(chunk))
+                seconds, offset = time.perf_counter() - start, 0
+                metrics = {
+                    "epoch": epoch,
+                    "step": step,
+                    **epoch_means(state.sums, program.steps_per_epoch, config),
+                    "test_accuracy": evaluate(state, test_data, config.batch_size),
+                    "images_per_second": batches.size / seconds,
+                    "seconds": time.perf_counter() - start,
+                }
+                bar.show(metrics, 0)
             run.log(metrics)
             if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
                 run.save(state, step)
+            bar.report(metrics)
         save_weights(nnx.merge_state(state.params, state.batch_stats), run.folder / "weights.npz")
     return run.metrics[-1]["test_accuracy"]
 
@@ -316,7 +322,7 @@ class Interrupt:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
-        print("\nStopping after this step; once more to stop at once.", file=sys.stderr)
+        print("\nStopping; once more to stop at once, without a checkpoint.", file=sys.stderr)
 
 
 class EpochBar:
@@ -325,7 +331,7 @@ class EpochBar:
     def __init__(self, epoch: int, config: Experiment, steps: int, offset: int):
         self._title = f"epoch {epoch}/{config.epochs}"
         self._batch_size = config.batch_size
-        self._on_terminal = sys.stderr.isatty()
+        self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._bar = tqdm(
             desc=self._title,
             total=steps * config.batch_size,
@@ -336,22 +342,29 @@ class EpochBar:
             disable=not self._on_terminal,
         )
 
+    def __enter__(self) -> "EpochBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
     def show(self, means: dict[str, Any], steps: int) -> None:
         self._bar.set_postfix_str(self._summary(means), refresh=False)
         self._bar.update(steps * self._batch_size)
 
-    def close(self, metrics: dict[str, Any]) -> None:
-        summary = f"{self._summary(metrics)}, test {metrics['test_accuracy']:.2%}"
-        self._bar.set_postfix_str(summary)
-        self._bar.close()
+    def report(self, metrics: dict[str, Any]) -> None:
         if not self._on_terminal:
             rate = f"{metrics['images_per_second']:,.0f} images/s"
-            print(f"{self._title}: {summary}, {rate}", flush=True)
+            print(f"{self._title}: {self._summary(metrics)}, {rate}", flush=True)
 
     @staticmethod
     def _summary(means: dict[str, Any]) -> str:
         flipped = means["flip_ratio"]["all"]
-        return f"loss {means['loss']:.3f}, train {means['train_accuracy']:.2%}, flips {flipped:.1e}"
+        test = f", test {means['test_accuracy']:.2%}" if "test_accuracy" in means else ""
+        return (
+            f"loss {means['loss']:.3f}, train {means['train_accuracy']:.2%}{test}, "
+            f"flips {flipped:.1e}"
+        )
 
 
 # ---- Command line -----------------------------------------------------------------------------
@@ -386,9 +399,14 @@ def main() -> None:
     binary_parameters = sum(kernel.size for kernel in kernels)
     try:
         test_accuracy = train(config, data, program, state, run)
+    except RunError as error:
+        sys.exit(f"train.py: {error}")
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        print(f"Stopped at once: {run.how_to_resume()}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     result = {
         "preset": preset,
         "test_accuracy": test_accuracy,

@@ -164,7 +164,7 @@ def test_unknown_name():
 def test_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="cifar10 is not prepared in") as error:
         load(tmp_path)
-    assert f"python datasets.py cifar10 --data-dir '{tmp_path}'" in str(error.value)
+    assert f"python datasets.py cifar10 --data-dir {tmp_path}" in str(error.value)
 
 
 def test_half_prepared(data_dir):
@@ -183,7 +183,7 @@ def test_tfrecord_files(data_dir):
     edit_info(data_dir, fileFormat="tfrecord")
     with pytest.raises(FileNotFoundError, match="holds tfrecord files") as error:
         load(data_dir)
-    assert f"--data-dir '{data_dir / 'array_record'}'" in str(error.value)
+    assert f"--data-dir {data_dir / 'array_record'}" in str(error.value)
 
 
 def test_a_missing_split(data_dir):

@@ -1,8 +1,10 @@
 """train.py: steps against their parts, and whole runs through the command line."""
 
 import dataclasses
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import train
 from bop_optax import flip_ratio, log_flip_ratio
 from experiments import PRESETS, Experiment
 from models.binarynet import BinaryNet
-from runs import load_weights, save_weights
+from runs import Run, load_weights, save_weights
 from tests.test_datasets import REAL
 
 ROOT = Path(__file__).parents[1]
@@ -253,6 +255,21 @@ def test_a_loss_that_is_not_finite_names_its_step():
         train.check_finite(np.array([1.0, np.nan, np.inf]), 10, 3)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_epoch_is_a_bar_on_a_terminal_and_a_line_elsewhere(terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    means = {"loss": 1.5, "train_accuracy": 0.5, "flip_ratio": {"all": 1e-3}}
+    record = means | {"test_accuracy": 0.25, "images_per_second": 1234.5}
+    with train.EpochBar(2, TINY, 10, 0) as bar:
+        bar.show(means, 10)
+        bar.show(record, 0)
+    bar.report(record)
+    out, err = capsys.readouterr()
+    summary = "loss 1.500, train 50.00%, test 25.00%, flips 1.0e-03"
+    assert out == ("" if terminal else f"epoch 2/30: {summary}, 1,234 images/s\n")
+    assert err.rstrip().endswith(summary + "]") == terminal
+
+
 # ---- Whole runs -------------------------------------------------------------------------------
 
 
@@ -347,7 +364,7 @@ def test_a_stopped_run_goes_on_bit_identical(whole, tmp_path, number):
         assert process.returncode == 128 + number
         assert "Stopped at step" in output
         command = output.splitlines()[-1].split()[1:]
-        assert command[-3:] == ["--run-dir", str(tmp_path / "run"), "--resume"]
+        assert command[-2:] == [f"--run-dir={tmp_path / 'run'}", "--resume"]
     resumed = run(*command[1:])
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(tmp_path / "run", whole[0])
@@ -392,6 +409,61 @@ def test_a_folder_with_another_run_is_left_alone(whole, monkeypatch):
     with pytest.raises(SystemExit, match="has done 4 epochs already, --epochs asks for 3"):
         main(monkeypatch, *TINY_OPTIONS, "--epochs", 3, "--run-dir", whole[0], "--resume")
     assert sorted(p.stat().st_mtime_ns for p in whole[0].rglob("*")) == before
+
+
+@pytest.fixture
+def copied(whole, tmp_path) -> Path:
+    shutil.copytree(whole[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "metrics.jsonl").unlink(), "lacks records of the 4 epochs"),
+        (
+            lambda run: (run / "metrics.jsonl").write_text("{\n" * 4),
+            "lacks records of the 4 epochs",
+        ),
+        (lambda run: (run / "config.json").write_text("{"), "holds no run to resume"),
+        (lambda run: (run / "config.json").write_text('{"config": 1}'), "holds no run to resume"),
+        (
+            lambda run: shutil.rmtree(run / "checkpoints/236/default"),
+            "checkpoints/236 is damaged .* delete that folder",
+        ),
+    ],
+)
+def test_damaged_runs_do_not_resume(copied, monkeypatch, damage, message):
+    damage(copied)
+    with pytest.raises(SystemExit, match=message):
+        main(monkeypatch, *TINY_OPTIONS, "--epochs", 5, "--run-dir", copied, "--resume")
+
+
+def test_a_resumed_run_keeps_what_it_was_begun_with(whole, copied, monkeypatch, capsys):
+    main(monkeypatch, *TINY_OPTIONS, "--epochs", 5, "--run-dir", copied, "--resume")
+    begun = json.loads((whole[0] / "config.json").read_text())
+    config = json.loads((copied / "config.json").read_text())
+    assert config["config"] == begun["config"] | {"epochs": 5}
+    assert (config["device"]["count"], config["resumed"][0]["device"]["count"]) == (1, 8)
+    assert [m["epoch"] for m in metrics(copied)] == [1, 2, 3, 4, 5]
+    assert metrics(copied)[:4] == metrics(whole[0])
+
+
+def test_only_one_process_writes_to_a_run(copied, monkeypatch):
+    with (copied / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="another process is writing to"):
+            main(monkeypatch, *TINY_OPTIONS, "--epochs", 5, "--run-dir", copied, "--resume")
+
+
+def test_two_runs_of_the_same_second_have_their_own_folders(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    folders = []
+    for _ in range(3):
+        with Run(TINY, "digits-bop") as run:
+            folders.append(run.folder)
+    assert [f.name for f in folders] == [f"digits-bop-now{n}" for n in ("", "-2", "-3")]
 
 
 def test_nothing_to_resume(tmp_path, monkeypatch):
