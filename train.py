@@ -29,7 +29,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import datasets
-from bop_optax import binary_labels, bop, flip_ratio, log_flip_ratio
+from bop_optax import binary_labels, bop, flip_ratio, log_flip_ratio, ste_sign
+from bop_optax.latent import clip_latent, scale_by_glorot
+from bop_optax.layers import BinaryParam, LatentParam, glorot_uniform
 from experiments import DEFAULT_PRESET, PRESETS, Experiment
 from models.binarynet import BinaryNet
 from runs import Run, RunError, save_weights
@@ -73,6 +75,7 @@ def build(
     """Draws the network and lays it on a mesh of the devices; None: all there are."""
     devices = devices or jax.devices()
     mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+    latent = config.optimizer != "bop"
     model = BinaryNet(
         config.width,
         config.units or 8 * config.width,
@@ -80,6 +83,8 @@ def build(
         image_shape=data.train_images.shape[1:],
         stages=config.stages,
         first_padding=config.first_padding,
+        kernel_quantizer=ste_sign if latent else None,
+        kernel_init=scaled_glorot(config.latent_scale) if latent else None,
         rngs=nnx.Rngs(config.seed),
     )
     model.eval()
@@ -88,21 +93,42 @@ def build(
     train_graph, params, batch_stats = nnx.split(model, nnx.Param, ...)
 
     steps_per_epoch = len(data.train_images) // config.batch_size
-    gamma = optax.exponential_decay(
-        config.gamma,
-        min(config.gamma_decay_epochs * steps_per_epoch, 2**31 - 1),  # steps are int32
-        config.gamma_decay,
-        staircase=True,
-    )
-    labels = binary_labels(params)
+    labels = binary_labels(params, lambda _, v: isinstance(v, BinaryParam | LatentParam))
     optimizer = optax.partition(
-        {"binary": bop(gamma, config.threshold), "real": optax.adam(config.learning_rate)}, labels
+        {
+            "binary": make_optimizer(config, steps_per_epoch),
+            "real": optax.adam(config.learning_rate),
+        },
+        labels,
     )
     program = Program(train_graph, eval_graph, optimizer, labels, mesh, steps_per_epoch)
     sums = {"loss": jnp.zeros([]), "correct": jnp.zeros([], jnp.int32)}
-    sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, labels))
+    sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, params, labels))
     state = TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params), sums)
     return program, jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+
+def make_optimizer(
+    config: Experiment, steps_per_epoch: int
+) -> optax.GradientTransformationExtraArgs:
+    """What trains the kernels: Bop, or the latent-weight practice of Algorithm 1."""
+
+    def decayed(value: float) -> optax.Schedule:
+        steps = min(config.decay_epochs * steps_per_epoch, 2**31 - 1)  # counted in int32
+        return optax.exponential_decay(value, steps, config.decay, staircase=True)
+
+    if config.optimizer == "bop":
+        return bop(decayed(config.gamma), config.threshold)
+    rate = decayed(config.latent_learning_rate)
+    return optax.chain(
+        optax.adam(rate) if config.optimizer == "adam" else optax.sgd(rate, config.momentum),
+        scale_by_glorot() if config.glorot_scaling else optax.identity(),
+        clip_latent(config.latent_limit),
+    )
+
+
+def scaled_glorot(scale: float) -> nnx.Initializer:
+    return lambda *args, **kwargs: scale * glorot_uniform(*args, **kwargs)
 
 
 def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:
@@ -116,11 +142,11 @@ def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:
     }
 
 
-def flip_metrics(updates: Any, labels: Any) -> dict[str, dict[str, jax.Array]]:
+def flip_metrics(before: Any, after: Any, labels: Any) -> dict[str, dict[str, jax.Array]]:
     """Flip ratio and π_t of one step: of each layer, and of all binary weights together."""
-    layers = binary_layers(updates, labels)
+    old, new = binary_layers(before, labels), binary_layers(after, labels)
     return {
-        name: {layer: metric(update) for layer, update in layers.items()} | {"all": metric(layers)}
+        name: {k: metric(old[k], new[k]) for k in old} | {"all": metric(old, new)}
         for name, metric in (("flip_ratio", flip_ratio), ("log_flip_ratio", log_flip_ratio))
     }
 
@@ -152,7 +178,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
 
         metrics = {"loss": loss, "correct": jnp.sum(logits.argmax(-1) == targets)}
-        metrics |= flip_metrics(updates, program.labels)
+        metrics |= flip_metrics(state.params, params, program.labels)
         first = state.step % program.steps_per_epoch == 0
         sums = jax.tree.map(lambda total, x: jnp.where(first, 0, total) + x, state.sums, metrics)
         return TrainState(state.step + 1, params, batch_stats, opt_state, sums), loss

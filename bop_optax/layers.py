@@ -1,7 +1,8 @@
 """Binary layers for Flax NNX: kernels of ±1 that Bop trains, without latent weights.
 
-Also the mark that makes a Flax Linen parameter binary. `import bop_optax` does not import this
-module, which is the only one here that needs Flax.
+With a `kernel_quantizer` the same layers hold latent weights, as the baseline does. The mark that
+makes a Flax Linen parameter binary is here too. `import bop_optax` does not import this module,
+which is the only one here that needs Flax.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 Quantizer = Callable[[jax.Array], jax.Array]
+glorot_uniform = nnx.initializers.glorot_uniform()
 
 
 class BinaryParam(nnx.Param):
@@ -31,6 +33,18 @@ class BinaryParam(nnx.Param):
     """
 
     is_binary = True
+
+
+class LatentParam(nnx.Param):
+    """An NNX parameter of latent weights: real numbers whose sign is the weight (Algorithm 1).
+
+    `binary_labels` calls it "real": any Optax optimizer trains it.
+
+    Example:
+        >>> layer = BinaryLinear(4, 2, kernel_quantizer=jnp.sign, rngs=nnx.Rngs(0))
+        >>> isinstance(layer.kernel, LatentParam)
+        True
+    """
 
 
 class BinaryBox(struct.PyTreeNode, meta.AxisMetadata[Any]):
@@ -147,15 +161,21 @@ class _BinaryLayer(nnx.Module):
         kernel_shape: Sequence[int],
         *,
         input_quantizer: Quantizer | None,
+        kernel_quantizer: Quantizer | None,
+        kernel_init: nnx.Initializer | None,
         use_bias: bool,
         dtype: DTypeLike | None,
         param_dtype: DTypeLike,
         precision: lax.PrecisionLike,
         rngs: nnx.Rngs,
     ):
-        self.kernel = BinaryParam(rademacher(rngs.params(), kernel_shape, param_dtype))
+        latent = kernel_quantizer is not None
+        kernel_init = kernel_init or (glorot_uniform if latent else rademacher)
+        kernel = kernel_init(rngs.params(), tuple(kernel_shape), param_dtype)
+        self.kernel = LatentParam(kernel) if latent else BinaryParam(kernel)
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer
+        self.kernel_quantizer = kernel_quantizer
         self.dtype = dtype
         self.precision = precision
 
@@ -168,8 +188,11 @@ class _BinaryLayer(nnx.Module):
             )
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
+        kernel = self.kernel[...]
+        if self.kernel_quantizer is not None:
+            kernel = self.kernel_quantizer(kernel)
         bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        x, kernel, bias = promote_dtype((x, kernel, bias), dtype=self.dtype)
         batch, features = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
         y = binary_product(x.reshape(-1, *features), kernel, precision=self.precision, **options)
         y = y.reshape(*batch, *y.shape[1:])
@@ -187,6 +210,9 @@ class BinaryLinear(_BinaryLayer):
         out_features: size of the output's last dimension.
         input_quantizer: applied to the input, as `bop_optax.ste_sign`; None: the input as it is
             (a first layer).
+        kernel_quantizer: makes the kernel a `LatentParam` of real numbers, and is applied to it, as
+            `bop_optax.ste_sign`; None: the kernel is ±1 itself, which is what Bop needs.
+        kernel_init: initializer of the kernel; None: fair ±1, or Glorot uniform for latent weights.
         use_bias: add a real bias, from 0. Off, since BatchNorm follows in most BNNs.
         dtype: of the computation; None infers it from input and parameters. bfloat16 holds the
             products exactly, but rounds sums beyond ±256.
@@ -213,6 +239,8 @@ class BinaryLinear(_BinaryLayer):
         out_features: int,
         *,
         input_quantizer: Quantizer | None = None,
+        kernel_quantizer: Quantizer | None = None,
+        kernel_init: nnx.Initializer | None = None,
         use_bias: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -222,6 +250,8 @@ class BinaryLinear(_BinaryLayer):
         super().__init__(
             (in_features, out_features),
             input_quantizer=input_quantizer,
+            kernel_quantizer=kernel_quantizer,
+            kernel_init=kernel_init,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -254,6 +284,9 @@ class BinaryConv(_BinaryLayer):
         kernel_dilation: one for all, or one per spatial dimension.
         feature_group_count: groups that input and output channels are divided into.
         input_quantizer: applied to the input, as `bop_optax.ste_sign`; None: the input as it is.
+        kernel_quantizer: makes the kernel a `LatentParam` of real numbers, and is applied to it, as
+            `bop_optax.ste_sign`; None: the kernel is ±1 itself, which is what Bop needs.
+        kernel_init: initializer of the kernel; None: fair ±1, or Glorot uniform for latent weights.
         use_bias: add a real bias, from 0. Off, since BatchNorm follows in most BNNs.
         dtype: of the computation; None infers it from input and parameters. bfloat16 holds the
             products exactly, but rounds sums beyond ±256.
@@ -286,6 +319,8 @@ class BinaryConv(_BinaryLayer):
         kernel_dilation: int | Sequence[int] = 1,
         feature_group_count: int = 1,
         input_quantizer: Quantizer | None = None,
+        kernel_quantizer: Quantizer | None = None,
+        kernel_init: nnx.Initializer | None = None,
         use_bias: bool = False,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
@@ -303,6 +338,8 @@ class BinaryConv(_BinaryLayer):
         super().__init__(
             (*window, in_features // feature_group_count, out_features),
             input_quantizer=input_quantizer,
+            kernel_quantizer=kernel_quantizer,
+            kernel_init=kernel_init,
             use_bias=use_bias,
             dtype=dtype,
             param_dtype=param_dtype,

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
-from bop_optax.layers import BinaryConv, BinaryLinear
+from bop_optax.layers import BinaryConv, BinaryLinear, Quantizer
 
 # Keras's BatchNormalization(scale=False), which the authors' code uses.
 BatchNorm = partial(nnx.BatchNorm, use_scale=False, momentum=0.99, epsilon=1e-3)
@@ -38,6 +38,8 @@ class BinaryNet(nnx.Module):
         stages: how many times two convolutions and a 2×2 pooling are stacked; 2 suits 8×8 images.
         first_padding: padding of the first convolution: "VALID" in the authors' code, "SAME" in
             the paper's description (then 8,192 inputs to the first dense layer).
+        kernel_quantizer: trains latent weights, with this quantizer, in place of binary ones.
+        kernel_init: initializer of every kernel; None: as in `bop_optax.layers`.
         dtype: of the computation; None infers it.
         rngs: draws the kernels.
 
@@ -59,6 +61,8 @@ class BinaryNet(nnx.Module):
         image_shape: tuple[int, int, int] = (32, 32, 3),
         stages: int = 3,
         first_padding: str = "VALID",
+        kernel_quantizer: Quantizer | None = None,
+        kernel_init: nnx.Initializer | None = None,
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -67,28 +71,19 @@ class BinaryNet(nnx.Module):
         rows, columns = ((side - lost) // 2**stages for side in (height, breadth))
         if rows < 1 or columns < 1:
             raise ValueError(f"{stages=} poolings leave nothing of images of {height}×{breadth}")
+        kernel = {"kernel_quantizer": kernel_quantizer, "kernel_init": kernel_init}
+        conv = partial(BinaryConv, kernel_size=(3, 3), dtype=dtype, rngs=rngs, **kernel)
+        dense = partial(BinaryLinear, input_quantizer=ste_sign, dtype=dtype, rngs=rngs, **kernel)
         convs, denses, norms = [], [], []
         for i in range(2 * stages):
             out = width * 2 ** (i // 2)
             padding, quantizer = ("SAME", ste_sign) if i else (first_padding, None)
-            convs.append(
-                BinaryConv(
-                    features,
-                    out,
-                    (3, 3),
-                    padding=padding,
-                    input_quantizer=quantizer,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-            )
+            convs.append(conv(features, out, padding=padding, input_quantizer=quantizer))
             norms.append(BatchNorm(out, dtype=dtype, rngs=rngs))
             features = out
         features *= rows * columns
         for out in (units, units, num_classes):
-            denses.append(
-                BinaryLinear(features, out, input_quantizer=ste_sign, dtype=dtype, rngs=rngs)
-            )
+            denses.append(dense(features, out))
             norms.append(BatchNorm(out, dtype=dtype, rngs=rngs))
             features = out
         self.convs, self.denses, self.norms = nnx.List(convs), nnx.List(denses), nnx.List(norms)

@@ -130,13 +130,32 @@ def test_sums_start_anew_with_each_epoch(digits, one_epoch):
 
 def test_flip_metrics_are_of_each_layer_and_of_all(one_epoch):
     program, before, after, _ = one_epoch
-    updates = jax.tree.map(lambda a, b: np.asarray(b) - a, before.params, after.params)
-    result = train.flip_metrics(updates, program.labels)
+    result = train.flip_metrics(before.params, after.params, program.labels)
     layers = ["convs/0", "convs/1", "convs/2", "convs/3", "denses/0", "denses/1", "denses/2"]
     assert list(result["flip_ratio"]) == [*layers, "all"]
+    updates = jax.tree.map(lambda a, b: np.asarray(b) - a, before.params, after.params)
     assert result["flip_ratio"]["all"] == flip_ratio(updates, labels=program.labels)
     last = updates["denses"][2]["kernel"]
     assert result["log_flip_ratio"]["denses/2"] == log_flip_ratio(last)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_latent_weights_learn_and_their_signs_flip(digits, optimizer):
+    config = dataclasses.replace(
+        TINY, optimizer=optimizer, momentum=0.9, latent_learning_rate=1e-3, latent_scale=0.5
+    )
+    program, state = train.build(config, digits)
+    before = jax.tree.map(np.array, state.params)
+    data = (jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels))
+    batches = train.epoch_batches(config, len(digits.train_images), 1)
+    state, losses = train.make_train_steps(program, config)(state, data, batches)
+    assert losses[-5:].mean() < losses[:5].mean()
+    kernels = [k[...] for k in train.binary_layers(state.params, program.labels).values()]
+    assert len(kernels) == 7
+    assert all(np.abs(k).max() <= 1 + 1e-6 for k in kernels)
+    assert len(np.unique(kernels[1])) > 2
+    assert 0 < flip_ratio(before, state.params, labels=program.labels) < 0.5
+    assert 0 < state.sums["flip_ratio"]["all"]
 
 
 @pytest.mark.parametrize("batch_size", [8, 24, 104, 360, 400])
@@ -186,7 +205,7 @@ def test_batches_are_a_shuffle_that_depends_on_seed_and_epoch():
 
 
 def test_gamma_decays_in_stairs(digits):
-    config = dataclasses.replace(TINY, gamma=1e-2, gamma_decay=0.1, gamma_decay_epochs=2)
+    config = dataclasses.replace(TINY, gamma=1e-2, decay=0.1, decay_epochs=2)
     program, state = train.build(config, digits)
     grads = jax.tree.map(jnp.ones_like, state.params)
     for epoch, gamma in ((1, 1e-2), (2, 1e-3), (3, 1e-3)):
@@ -230,9 +249,11 @@ def test_weights_are_saved_small_and_load_into_a_model(one_epoch, tmp_path):
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"gamma": 0.0}, r"--gamma must be in \(0, 1\], got 0.0"),
         ({"gamma": float("nan")}, r"--gamma must be in \(0, 1\], got nan"),
-        ({"gamma_decay": 2.0}, r"--gamma-decay must be in \(0, 1\]"),
+        ({"decay": 2.0}, r"--decay must be in \(0, 1\]"),
         ({"threshold": -1e-8}, "--threshold must be at least 0, got -1e-08"),
         ({"learning_rate": 0.0}, "--learning-rate must be above 0"),
+        ({"momentum": 1.0}, r"--momentum must be in \[0, 1\), got 1.0"),
+        ({"latent_limit": 0.0}, "--latent-limit must be above 0"),
         ({"units": 0}, "--units must be at least 1"),
         ({"pad": -1}, "--pad must be at least 0"),
         ({"seed": -1}, "--seed must be from 0"),
