@@ -1,8 +1,10 @@
 """Figures, drawn from the metrics that runs write."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
@@ -41,4 +43,48 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (accuracy, flips):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.savefig(path, dpi=150)
+
+
+def plot_sweep(lanes: Sequence[dict[str, Any]], gamma: float, threshold: float, path: Path) -> None:
+    """Draws the paper's Figure 1: γ varied on the left, τ on the right; means over the seeds.
+
+    Args:
+        lanes: records with gamma, threshold, seed, and metrics by epoch.
+        gamma: the γ at which τ is varied.
+        threshold: the τ at which γ is varied.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 2))
+    for column, (symbol, varied, kept, value) in enumerate(
+        [("γ", "gamma", "threshold", threshold), ("τ", "threshold", "gamma", gamma)]
+    ):
+        upper, lower = panels[:, column]
+        here = [lane for lane in lanes if lane[kept] == value]
+        for i, point in enumerate(sorted({lane[varied] for lane in here})):
+            runs = [lane["metrics"] for lane in here if lane[varied] == point]
+            epochs = [m["epoch"] for m in runs[0]]
+            last = list(runs[0][0]["log_flip_ratio"])[-2]  # the last layer; "all" comes after it
+            style = {"color": f"C{i}", "marker": "o" if len(epochs) == 1 else None}
+
+            def mean(read: Callable[[dict[str, Any]], float], runs: Any = runs) -> Any:
+                return np.mean([[read(m) for m in run] for run in runs], axis=0)
+
+            upper.plot(
+                epochs, mean(lambda m: 100 * m["train_accuracy"]), label=f"{point:g}", **style
+            )
+            upper.plot(epochs, mean(lambda m: 100 * m["test_accuracy"]), "--", **style)
+            lower.plot(epochs, mean(lambda m, k=last: m["log_flip_ratio"][k]), **style)
+        fixed = f"τ = {value:g}" if kept == "threshold" else f"γ = {value:g}"
+        upper.set_title(f"{symbol} varied at {fixed}")
+        upper.legend(title=f"{symbol} (train —, test - -)", loc="lower right", fontsize="small")
+        lower.set_xlabel("epoch")
+        for axes in (upper, lower):
+            axes.grid(alpha=0.3)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[0, 0].set_ylabel("accuracy (%)")
+    panels[1, 0].set_ylabel(r"$\pi_t$ of the last layer")
     figure.savefig(path, dpi=150)

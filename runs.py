@@ -47,19 +47,10 @@ class Run:
 
     def __init__(self, config: Experiment, preset: str):
         self.metrics: list[dict[str, Any]] = []
-        self._description = _describe(config, preset)
-        if config.run_dir is None:
-            self.folder = _new_folder(Path("runs", f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"))
-        else:
-            self.folder = config.run_dir.expanduser().absolute()
-            if config.resume:
-                self._check_same(config)
-            elif _holds_something(self.folder):
-                raise ValueError(
-                    f"{self.folder} is not empty: go on with that run by --resume, or choose "
-                    "another --run-dir"
-                )
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self._description = describe(config, preset)
+        self.folder = new_folder(config, preset)
+        if config.resume:
+            self._check_same(config)
         self._command = _command(config, preset, self.folder)
         self._lock = (self.folder / ".lock").open("a")
         try:
@@ -245,15 +236,30 @@ def _flat(state: Any) -> tuple[dict[str, jax.Array], Any]:
     return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in flat}, treedef
 
 
-def _new_folder(path: Path) -> Path:
-    """Makes a folder of this name, or of this name and a number, that was not there before."""
+def new_folder(config: Experiment, name: str) -> Path:
+    """Makes the folder that `run_dir` names, or one in runs/ by name and time.
+
+    Raises:
+        ValueError: for a `run_dir` that holds something, unless it is to be resumed.
+    """
+    if config.run_dir is not None:
+        folder = config.run_dir.expanduser().absolute()
+        if not config.resume and _holds_something(folder):
+            raise ValueError(
+                f"{folder} is not empty: go on with that run by --resume, or choose another "
+                "--run-dir"
+            )
+        if not config.resume:
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    stamped = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     for number in itertools.count(1):
-        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        folder = stamped if number == 1 else stamped.with_name(f"{stamped.name}-{number}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
-        return folder.absolute()
+        return folder
     raise AssertionError
 
 
@@ -273,7 +279,7 @@ def _jsonable(config: Experiment) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
 
 
-def _describe(config: Experiment, preset: str) -> dict[str, Any]:
+def describe(config: Experiment, preset: str) -> dict[str, Any]:
     device = jax.devices()[0]
     packages = ("jax", "jaxlib", "optax", "flax", "numpy", "bop_optax")
     return {

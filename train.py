@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +25,12 @@ import optax
 import tyro
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 import datasets
 from bop_optax import binary_labels, bop, flip_ratio, log_flip_ratio, ste_sign
 from bop_optax.latent import clip_latent, scale_by_glorot
 from bop_optax.layers import BinaryParam, LatentParam, glorot_uniform
+from console import EpochBar, Interrupt
 from experiments import DEFAULT_PRESET, PRESETS, Experiment
 from models.binarynet import BinaryNet
 from runs import Run, RunError, save_weights
@@ -48,11 +47,10 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a run is compiled from: the model's graph, the optimizer, the labels, the devices."""
+    """What a run is compiled from: the model's graph, which parameters are binary, the devices."""
 
     train_graph: nnx.GraphDef
     eval_graph: nnx.GraphDef
-    optimizer: optax.GradientTransformationExtraArgs
     labels: Any
     mesh: jax.sharding.Mesh
     steps_per_epoch: int
@@ -94,37 +92,33 @@ def build(
 
     steps_per_epoch = len(data.train_images) // config.batch_size
     labels = binary_labels(params, lambda _, v: isinstance(v, BinaryParam | LatentParam))
-    optimizer = optax.partition(
-        {
-            "binary": make_optimizer(config, steps_per_epoch),
-            "real": optax.adam(config.learning_rate),
-        },
-        labels,
-    )
-    program = Program(train_graph, eval_graph, optimizer, labels, mesh, steps_per_epoch)
+    opt_state = make_optimizer(config, labels, steps_per_epoch).init(params)
+    program = Program(train_graph, eval_graph, labels, mesh, steps_per_epoch)
     sums = {"loss": jnp.zeros([]), "correct": jnp.zeros([], jnp.int32)}
     sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, params, labels))
-    state = TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params), sums)
+    state = TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state, sums)
     return program, jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
 def make_optimizer(
-    config: Experiment, steps_per_epoch: int
+    config: Experiment, labels: Any, steps_per_epoch: int
 ) -> optax.GradientTransformationExtraArgs:
-    """What trains the kernels: Bop, or the latent-weight practice of Algorithm 1."""
+    """Adam for the real parameters; for the kernels Bop, or the latent weights of Algorithm 1."""
 
     def decayed(value: float) -> optax.Schedule:
         steps = min(config.decay_epochs * steps_per_epoch, 2**31 - 1)  # counted in int32
         return optax.exponential_decay(value, steps, config.decay, staircase=True)
 
     if config.optimizer == "bop":
-        return bop(decayed(config.gamma), config.threshold)
-    rate = decayed(config.latent_learning_rate)
-    return optax.chain(
-        optax.adam(rate) if config.optimizer == "adam" else optax.sgd(rate, config.momentum),
-        scale_by_glorot() if config.glorot_scaling else optax.identity(),
-        clip_latent(config.latent_limit),
-    )
+        binary = bop(decayed(config.gamma), config.threshold)
+    else:
+        rate = decayed(config.latent_learning_rate)
+        binary = optax.chain(
+            optax.adam(rate) if config.optimizer == "adam" else optax.sgd(rate, config.momentum),
+            scale_by_glorot() if config.glorot_scaling else optax.identity(),
+            clip_latent(config.latent_limit),
+        )
+    return optax.partition({"binary": binary, "real": optax.adam(config.learning_rate)}, labels)
 
 
 def scaled_glorot(scale: float) -> nnx.Initializer:
@@ -157,8 +151,12 @@ def flip_metrics(before: Any, after: Any, labels: Any) -> dict[str, dict[str, ja
 def make_train_step(
     program: Program, config: Experiment
 ) -> Callable[[TrainState, tuple[jax.Array, jax.Array], jax.Array], tuple[TrainState, jax.Array]]:
-    """A pure step (state, (images, labels), indices of the batch) → (state, loss)."""
+    """A pure step (state, (images, labels), indices of the batch) → (state, loss).
+
+    `gamma`, `threshold` and `seed` of `config` may be traced, as in a vmapped sweep.
+    """
     key = jax.random.key(config.seed)
+    optimizer = make_optimizer(config, program.labels, program.steps_per_epoch)
 
     def train_step(state, data, indices):
         images, targets = (array[indices] for array in data)
@@ -174,7 +172,7 @@ def make_train_step(
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params
         )
-        updates, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
         metrics = {"loss": loss, "correct": jnp.sum(logits.argmax(-1) == targets)}
@@ -186,11 +184,9 @@ def make_train_step(
     return train_step
 
 
-def make_train_steps(program: Program, config: Experiment) -> Callable[..., Any]:
+def make_train_steps(program: Program, train_step: Callable[..., Any]) -> Callable[..., Any]:
     """Many steps: one compiled scan on an accelerator; on a CPU, where XLA's convolutions are many
     times slower inside a loop, one dispatch per step. The state's buffers are reused."""
-    train_step = make_train_step(program, config)
-
     if jax.default_backend() == "cpu":
         compiled = jax.jit(train_step, donate_argnums=0)
 
@@ -212,29 +208,35 @@ def make_train_steps(program: Program, config: Experiment) -> Callable[..., Any]
     return lambda state, data, batches: scanned(state, data, shard(program.mesh, batches))
 
 
-def make_evaluate(program: Program) -> Callable[..., float]:
-    """Accuracy over every image exactly once: what fills up the last batch is not counted."""
+def make_evaluate(program: Program, vmapped: bool = False) -> Callable[..., Any]:
+    """Accuracy over every image exactly once: what fills up the last batch is not counted.
 
-    @jax.jit
-    def count_correct(params, batch_stats, data, indices, counted):
+    With `vmapped`, of many networks: their states are stacked, and there is an accuracy for each.
+    """
+
+    def count_correct(state, data, indices, counted):
         images, targets = (array[indices] for array in data)
-        logits = nnx.merge(program.eval_graph, params, batch_stats)(datasets.scale(images))
+        model = nnx.merge(program.eval_graph, state.params, state.batch_stats)
+        logits = model(datasets.scale(images))
         return jnp.sum((logits.argmax(-1) == targets) & counted)
 
-    def evaluate(state: TrainState, data: tuple[jax.Array, jax.Array], batch_size: int) -> float:
+    if vmapped:
+        count_correct = jax.vmap(count_correct, in_axes=(0, None, None, None))
+    count_correct = jax.jit(count_correct)
+
+    def evaluate(state: TrainState, data: tuple[jax.Array, jax.Array], batch_size: int) -> Any:
         number = len(data[0])
         positions = np.arange(math.ceil(number / batch_size) * batch_size, dtype=np.int32)
         correct = [
             count_correct(
-                state.params,
-                state.batch_stats,
+                state,
                 data,
                 shard(program.mesh, np.minimum(batch, number - 1)),
                 shard(program.mesh, batch < number),
             )
             for batch in positions.reshape(-1, batch_size)
         ]
-        return sum(int(c) for c in jax.device_get(correct)) / number
+        return np.sum(jax.device_get(correct), axis=0) / number
 
     return evaluate
 
@@ -243,6 +245,12 @@ def shard(mesh: jax.sharding.Mesh, array: np.ndarray) -> jax.Array:
     """Puts batch indices on the mesh, the last axis (the batch) divided among its devices."""
     spec = PartitionSpec(*[None] * (array.ndim - 1), "batch")
     return jax.device_put(array, NamedSharding(mesh, spec))
+
+
+def on_devices(data: datasets.Dataset, mesh: jax.sharding.Mesh) -> Any:
+    """The whole data set in the memory of every device: ((images, labels) to train, to test)."""
+    arrays = ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
 
 # ---- The loop ---------------------------------------------------------------------------------
@@ -256,11 +264,9 @@ def train(
     run: Run,
 ) -> float:
     """Trains to the last epoch, from the run's newest checkpoint; returns the test accuracy."""
-    train_data, test_data = jax.device_put(
-        ((data.train_images, data.train_labels), (data.test_images, data.test_labels)),
-        NamedSharding(program.mesh, PartitionSpec()),
-    )
-    train_steps, evaluate = make_train_steps(program, config), make_evaluate(program)
+    train_data, test_data = on_devices(data, program.mesh)
+    train_steps = make_train_steps(program, make_train_step(program, config))
+    evaluate = make_evaluate(program)
     with Interrupt() as interrupt, run:
         state, step = run.restore(state, config, program.steps_per_epoch)
         first_epoch, offset = divmod(step, program.steps_per_epoch)
@@ -284,7 +290,7 @@ def train(
                     "epoch": epoch,
                     "step": step,
                     **epoch_means(state.sums, program.steps_per_epoch, config),
-                    "test_accuracy": evaluate(state, test_data, config.batch_size),
+                    "test_accuracy": float(evaluate(state, test_data, config.batch_size)),
                     "images_per_second": batches.size / seconds,
                     "seconds": time.perf_counter() - start,
                 }
@@ -331,78 +337,12 @@ def epoch_means(sums: dict[str, Any], steps: int, config: Experiment) -> dict[st
     }
 
 
-class Interrupt:
-    """Notes Ctrl-C and SIGTERM, so that the loop can end between two steps; a second one raises."""
-
-    signal: int = 0
-
-    def __enter__(self) -> "Interrupt":
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
-        print("\nStopping; once more to stop at once, without a checkpoint.", file=sys.stderr)
-
-
-class EpochBar:
-    """A progress bar on a terminal; elsewhere one line an epoch on standard output."""
-
-    def __init__(self, epoch: int, config: Experiment, steps: int, offset: int):
-        self._title = f"epoch {epoch}/{config.epochs}"
-        self._batch_size = config.batch_size
-        self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._bar = tqdm(
-            desc=self._title,
-            total=steps * config.batch_size,
-            initial=offset * config.batch_size,
-            unit="images",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=not self._on_terminal,
-        )
-
-    def __enter__(self) -> "EpochBar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, means: dict[str, Any], steps: int) -> None:
-        self._bar.set_postfix_str(self._summary(means), refresh=False)
-        self._bar.update(steps * self._batch_size)
-
-    def report(self, metrics: dict[str, Any]) -> None:
-        if not self._on_terminal:
-            rate = f"{metrics['images_per_second']:,.0f} images/s"
-            print(f"{self._title}: {self._summary(metrics)}, {rate}", flush=True)
-
-    @staticmethod
-    def _summary(means: dict[str, Any]) -> str:
-        flipped = means["flip_ratio"]["all"]
-        test = f", test {means['test_accuracy']:.2%}" if "test_accuracy" in means else ""
-        return (
-            f"loss {means['loss']:.3f}, train {means['train_accuracy']:.2%}{test}, "
-            f"flips {flipped:.1e}"
-        )
-
-
 # ---- Command line -----------------------------------------------------------------------------
 
 
 def main() -> None:
     start = time.perf_counter()
-    arguments = sys.argv[1:]
-    named = arguments and not arguments[0].startswith("-")
-    preset = arguments.pop(0) if named else DEFAULT_PRESET
-    if preset not in PRESETS:
-        sys.exit(f"train.py: unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
+    preset, arguments = split_preset("train.py", DEFAULT_PRESET)
     presets = "\n".join(f"  {name}: {about}" for name, (about, _) in PRESETS.items())
     config = tyro.cli(
         Experiment,
@@ -443,6 +383,15 @@ def main() -> None:
     }
     run.write_result(result)
     print(json.dumps(result))
+
+
+def split_preset(program: str, default: str) -> tuple[str, list[str]]:
+    """The preset that the command line names first, or the default, and the other arguments."""
+    arguments = sys.argv[1:]
+    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
+    if preset not in PRESETS:
+        sys.exit(f"{program}: unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
+    return preset, arguments
 
 
 def check_batch(config: Experiment, number: int) -> None:

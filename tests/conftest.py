@@ -22,3 +22,10 @@ def standard_promotion():
     """For what Optax itself promotes: the integer counts of Adam, MultiSteps, cosine decay."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="module")
+def standard_promotion_throughout():
+    """The same for a whole module: train.py's real parameters are Adam's."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -1,0 +1,72 @@
+"""What a run shows and hears while it trains: a progress bar, Ctrl-C."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from experiments import Experiment
+
+
+class Interrupt:
+    """Notes Ctrl-C and SIGTERM, so that the loop can end between two steps; a second one raises."""
+
+    signal: int = 0
+
+    def __enter__(self) -> Self:
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+        print("\nStopping; once more to stop at once, without a checkpoint.", file=sys.stderr)
+
+
+class EpochBar:
+    """A progress bar on a terminal; elsewhere one line an epoch on standard output."""
+
+    def __init__(self, epoch: int, config: Experiment, steps: int, offset: int):
+        self._title = f"epoch {epoch}/{config.epochs}"
+        self._batch_size = config.batch_size
+        self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = tqdm(
+            desc=self._title,
+            total=steps * config.batch_size,
+            initial=offset * config.batch_size,
+            unit="images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not self._on_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, means: dict[str, Any], steps: int) -> None:
+        self._bar.set_postfix_str(self._summary(means), refresh=False)
+        self._bar.update(steps * self._batch_size)
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        if not self._on_terminal:
+            rate = f"{metrics['images_per_second']:,.0f} images/s"
+            print(f"{self._title}: {self._summary(metrics)}, {rate}", flush=True)
+
+    @staticmethod
+    def _summary(means: dict[str, Any]) -> str:
+        flipped = means["flip_ratio"]["all"]
+        test = f", test {means['test_accuracy']:.2%}" if "test_accuracy" in means else ""
+        return (
+            f"loss {means['loss']:.3f}, train {means['train_accuracy']:.2%}{test}, "
+            f"flips {flipped:.1e}"
+        )
