@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import datasets
@@ -79,21 +80,16 @@ class Lane(NamedTuple):
 # ---- Training ---------------------------------------------------------------------------------
 
 
-def stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def build_lanes(sweep: Sweep, data: datasets.Dataset, lanes: list[Lane]) -> tuple[Any, Any]:
     """The program, and the lanes' numbers and states, stacked."""
-    built = [
-        train.build(dataclasses.replace(sweep.experiment, seed=lane.seed), data) for lane in lanes
-    ]
+    program, _ = train.build(sweep.experiment, data)
     numbers = Lane(
         jnp.array([lane.gamma for lane in lanes], jnp.float32),
         jnp.array([lane.threshold for lane in lanes], jnp.float32),
         jnp.array([lane.seed for lane in lanes], jnp.uint32),
     )
-    return built[0][0], (numbers, stack([state for _, state in built]))
+    carry = (numbers, jax.jit(jax.vmap(program.init))(numbers.seed))
+    return program, jax.device_put(carry, NamedSharding(program.mesh, PartitionSpec()))
 
 
 def make_step(sweep: Sweep, program: train.Program) -> Any:

@@ -47,8 +47,10 @@ class TrainState(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a run is compiled from: the model's graph, which parameters are binary, the devices."""
+    """What a run is compiled from: `init` maps a seed to the first state; the model's graphs; which
+    parameters are binary; the devices."""
 
+    init: Callable[[jax.Array], TrainState]
     train_graph: nnx.GraphDef
     eval_graph: nnx.GraphDef
     labels: Any
@@ -74,29 +76,38 @@ def build(
     devices = devices or jax.devices()
     mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
     latent = config.optimizer != "bop"
-    model = BinaryNet(
-        config.width,
-        config.units or 8 * config.width,
-        data.num_classes,
-        image_shape=data.train_images.shape[1:],
-        stages=config.stages,
-        first_padding=config.first_padding,
-        kernel_quantizer=ste_sign if latent else None,
-        kernel_init=scaled_glorot(config.latent_scale) if latent else None,
-        rngs=nnx.Rngs(config.seed),
-    )
+
+    def make_model(seed):
+        return BinaryNet(
+            config.width,
+            config.units or 8 * config.width,
+            data.num_classes,
+            image_shape=data.train_images.shape[1:],
+            stages=config.stages,
+            first_padding=config.first_padding,
+            kernel_quantizer=ste_sign if latent else None,
+            kernel_init=scaled_glorot(config.latent_scale) if latent else None,
+            rngs=nnx.Rngs(jax.random.key(seed)),
+        )
+
+    model = nnx.eval_shape(lambda: make_model(0))
     model.eval()
     eval_graph = nnx.graphdef(model)
     model.train()
-    train_graph, params, batch_stats = nnx.split(model, nnx.Param, ...)
-
+    train_graph, shapes, _ = nnx.split(model, nnx.Param, ...)
+    labels = binary_labels(shapes, lambda _, v: isinstance(v, BinaryParam | LatentParam))
     steps_per_epoch = len(data.train_images) // config.batch_size
-    labels = binary_labels(params, lambda _, v: isinstance(v, BinaryParam | LatentParam))
-    opt_state = make_optimizer(config, labels, steps_per_epoch).init(params)
-    program = Program(train_graph, eval_graph, labels, mesh, steps_per_epoch)
-    sums = {"loss": jnp.zeros([]), "correct": jnp.zeros([], jnp.int32)}
-    sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, params, labels))
-    state = TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state, sums)
+    optimizer = make_optimizer(config, labels, steps_per_epoch)
+
+    def init(seed):
+        _, params, batch_stats = nnx.split(make_model(seed), nnx.Param, ...)
+        sums = {"loss": jnp.zeros([]), "correct": jnp.zeros([], jnp.int32)}
+        sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, params, labels))
+        step = jnp.zeros([], jnp.int32)
+        return TrainState(step, params, batch_stats, optimizer.init(params), sums)
+
+    program = Program(init, train_graph, eval_graph, labels, mesh, steps_per_epoch)
+    state = jax.jit(init)(jnp.uint32(config.seed))
     return program, jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 

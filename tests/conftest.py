@@ -1,6 +1,7 @@
 """How every test runs: on eight CPU devices, without promotion of dtypes, warnings as errors."""
 
 import os
+import tempfile
 
 import jax
 import pytest
@@ -11,6 +12,13 @@ if not os.environ.get("JAX_PLATFORMS"):  # JAX_PLATFORMS=cuda,cpu runs the tests
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# What XLA compiles is shared among the tests of a session, and with the processes they start.
+_cache = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def pytest_configure(config):

@@ -56,19 +56,19 @@ def metrics(run_dir: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """Four epochs never stopped."""
+    """Ten epochs never stopped."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    return run_dir, run(*TINY_OPTIONS, "--epochs", 4, "--run-dir", run_dir)
+    return run_dir, run(*TINY_OPTIONS, "--epochs", 10, "--run-dir", run_dir)
 
 
 def test_a_run_learns_and_leaves_everything_behind(whole):
     run_dir, process = whole
     assert process.returncode == 0, process.stderr
     *epochs, last = process.stdout.splitlines()
-    assert [line.split(":")[0] for line in epochs] == [f"epoch {i}/4" for i in (1, 2, 3, 4)]
+    assert [line.split(":")[0] for line in epochs] == [f"epoch {i}/10" for i in range(1, 11)]
     result = json.loads(last)
     assert result["test_accuracy"] > 0.5  # chance is 0.1
-    assert (result["preset"], result["epochs"]) == ("digits-bop", 4)
+    assert (result["preset"], result["epochs"]) == ("digits-bop", 10)
     assert result["binary_parameters"] == 72 + 576 + 1152 + 2304 + 2048 + 1024 + 320
     assert Path(result["run_dir"]) == run_dir
     assert result["seconds"] > 0
@@ -79,7 +79,7 @@ def test_a_run_learns_and_leaves_everything_behind(whole):
     assert config["versions"]["jax"] == jax.__version__
 
     records = metrics(run_dir)
-    assert [r["epoch"] for r in records] == [1, 2, 3, 4]
+    assert [r["epoch"] for r in records] == list(range(1, 11))
     assert records[-1]["test_accuracy"] == result["test_accuracy"]
     assert records[-1]["loss"] < records[0]["loss"]
     for record in records:
@@ -88,14 +88,14 @@ def test_a_run_learns_and_leaves_everything_behind(whole):
 
     record = json.loads((run_dir / "result.json").read_text())
     assert record["result"]["test_accuracy"] == result["test_accuracy"]
-    assert [m["epoch"] for m in record["metrics"]] == [1, 2, 3, 4]
+    assert [m["epoch"] for m in record["metrics"]] == list(range(1, 11))
     assert str(run_dir) not in json.dumps(record)
 
     binary = [name for name, w in weights(run_dir).items() if w.dtype == np.int8]
     assert len(binary) == 7
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list(run_dir.glob("events.out.tfevents.*"))
-    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["177", "236"]
+    assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["531", "590"]
 
 
 def assert_same_run(run_dir: Path, whole: Path) -> None:
@@ -117,7 +117,7 @@ def newest_checkpoint(run_dir: Path) -> dict[str, np.ndarray]:
 def test_a_resumed_run_is_bit_identical(whole, tmp_path):
     options = (*TINY_OPTIONS, "--run-dir", tmp_path / "run")
     run(*options, "--epochs", 2, check=True)
-    run(*options, "--epochs", 4, "--resume", check=True)
+    run(*options, "--epochs", 10, "--resume", check=True)
     assert_same_run(tmp_path / "run", whole[0])
     ours, theirs = newest_checkpoint(tmp_path / "run"), newest_checkpoint(whole[0])
     assert sum("ema" in name for name in ours) == 7
@@ -128,10 +128,10 @@ def test_a_resumed_run_is_bit_identical(whole, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_goes_on_bit_identical(whole, tmp_path, number):
     """Ctrl-C and SIGTERM save and say how to go on; SIGKILL leaves the last epoch's checkpoint."""
-    options = (*TINY_OPTIONS, "--epochs", 4, "--run-dir", tmp_path / "run")
+    options = (*TINY_OPTIONS, "--epochs", 10, "--run-dir", tmp_path / "run")
     process = start(*options)
     assert process.stdout is not None
-    assert process.stdout.readline().startswith("epoch 1/4")
+    assert process.stdout.readline().startswith("epoch 1/10")
     if number == signal.SIGKILL:  # which does not wait for the checkpoint
         deadline = time.monotonic() + 60
         while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
@@ -187,7 +187,7 @@ def test_a_folder_with_another_run_is_left_alone(whole, monkeypatch):
         main(monkeypatch, *TINY_OPTIONS, "--run-dir", whole[0])
     with pytest.raises(SystemExit, match=r"was run with seed=0 \(now 1\)"):
         main(monkeypatch, *TINY_OPTIONS, "--seed", 1, "--run-dir", whole[0], "--resume")
-    with pytest.raises(SystemExit, match="has done 4 epochs already, --epochs asks for 3"):
+    with pytest.raises(SystemExit, match="has done 10 epochs already, --epochs asks for 3"):
         main(monkeypatch, *TINY_OPTIONS, "--epochs", 3, "--run-dir", whole[0], "--resume")
     assert sorted(p.stat().st_mtime_ns for p in whole[0].rglob("*")) == before
 
@@ -201,40 +201,40 @@ def copied(whole, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda run: (run / "metrics.jsonl").unlink(), "lacks records of the 4 epochs"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "lacks records of the 10 epochs"),
         (
-            lambda run: (run / "metrics.jsonl").write_text("{\n" * 4),
-            "lacks records of the 4 epochs",
+            lambda run: (run / "metrics.jsonl").write_text("{\n" * 10),
+            "lacks records of the 10 epochs",
         ),
         (lambda run: (run / "config.json").write_text("{"), "holds no run to resume"),
         (lambda run: (run / "config.json").write_text('{"config": 1}'), "holds no run to resume"),
         (
-            lambda run: shutil.rmtree(run / "checkpoints/236/default"),
-            "checkpoints/236 is damaged .* delete that folder",
+            lambda run: shutil.rmtree(run / "checkpoints/590/default"),
+            "checkpoints/590 is damaged .* delete that folder",
         ),
     ],
 )
 def test_damaged_runs_do_not_resume(copied, monkeypatch, damage, message):
     damage(copied)
     with pytest.raises(SystemExit, match=message):
-        main(monkeypatch, *TINY_OPTIONS, "--epochs", 5, "--run-dir", copied, "--resume")
+        main(monkeypatch, *TINY_OPTIONS, "--epochs", 11, "--run-dir", copied, "--resume")
 
 
 def test_a_resumed_run_keeps_what_it_was_begun_with(whole, copied, monkeypatch, capsys):
-    main(monkeypatch, *TINY_OPTIONS, "--epochs", 5, "--run-dir", copied, "--resume")
+    main(monkeypatch, *TINY_OPTIONS, "--epochs", 11, "--run-dir", copied, "--resume")
     begun = json.loads((whole[0] / "config.json").read_text())
     config = json.loads((copied / "config.json").read_text())
-    assert config["config"] == begun["config"] | {"epochs": 5}
+    assert config["config"] == begun["config"] | {"epochs": 11}
     assert (config["device"]["count"], config["resumed"][0]["device"]["count"]) == (1, 8)
-    assert [m["epoch"] for m in metrics(copied)] == [1, 2, 3, 4, 5]
-    assert metrics(copied)[:4] == metrics(whole[0])
+    assert [m["epoch"] for m in metrics(copied)] == list(range(1, 12))
+    assert metrics(copied)[:10] == metrics(whole[0])
 
 
 def test_only_one_process_writes_to_a_run(copied, monkeypatch):
     with (copied / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(SystemExit, match="another process is writing to"):
-            main(monkeypatch, *TINY_OPTIONS, "--epochs", 5, "--run-dir", copied, "--resume")
+            main(monkeypatch, *TINY_OPTIONS, "--epochs", 11, "--run-dir", copied, "--resume")
 
 
 def test_two_runs_of_the_same_second_have_their_own_folders(monkeypatch, tmp_path):
