@@ -1,4 +1,4 @@
-"""The named runs. Each preset is a claim: where it comes from, and what it is reported to reach."""
+"""The named runs: where each comes from, and what it is reported to reach."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ def _require(holds: bool, experiment: Experiment, name: str, what: str) -> None:
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "digits-bop": (
-        "8×8 handwritten digits, on any CPU in under a minute.",
+        "8×8 handwritten digits: about 98.6 %, in half a minute on two CPU cores.",
         Experiment(
             dataset="digits",
             width=48,

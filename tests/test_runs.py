@@ -98,6 +98,13 @@ def test_a_run_learns_and_leaves_everything_behind(whole):
     assert sorted(p.name for p in (run_dir / "checkpoints").iterdir()) == ["531", "590"]
 
 
+@pytest.mark.slow
+def test_the_default_preset_reaches_its_accuracy(tmp_path):
+    process = run("--run-dir", tmp_path / "run")
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout.splitlines()[-1])["test_accuracy"] >= 0.97
+
+
 def assert_same_run(run_dir: Path, whole: Path) -> None:
     assert metrics(run_dir) == metrics(whole)
     ours, theirs = weights(run_dir), weights(whole)
