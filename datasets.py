@@ -155,8 +155,8 @@ def _how_to_prepare(name: str, data_dir: Path) -> str:
     )
 
 
-def _find(name: str, data_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """The prepared folder of the newest version, every shard in place, and its dataset_info."""
+def _find(name: str, data_dir: Path) -> tuple[Path, dict[str, int]]:
+    """The prepared folder of the newest version, every shard in place, and each split's number."""
     versions = [p.parent for p in (data_dir / name).glob("*/dataset_info.json")]
     if not versions:
         raise FileNotFoundError(

@@ -132,11 +132,11 @@ class Run:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Adds one epoch's record to metrics.jsonl and to the TensorBoard events."""
+        if self._events is None:
+            raise RuntimeError("restore() opens a run for writing: call it before log()")
         self.metrics.append(metrics)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
-        if self._events is None:
-            raise RuntimeError("restore() opens a run for writing: call it before log()")
         for name, value in metrics.items():
             values = value if isinstance(value, dict) else {"": value}
             for layer, number in values.items():

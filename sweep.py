@@ -55,6 +55,8 @@ class Sweep:
         """
         if self.experiment.optimizer != "bop":
             raise ValueError(f"--optimizer must be bop, got {self.experiment.optimizer}")
+        if self.experiment.resume:
+            raise ValueError("--resume is not for sweeps, which keep no checkpoints")
         for name in ("gammas", "thresholds", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or (name == "seeds" and not values):
@@ -118,14 +120,12 @@ def epoch_batches(sweep: Sweep, lanes: list[Lane], number: int, epoch: int) -> n
 
 
 def train_lanes(
-    sweep: Sweep, data: datasets.Dataset, lanes: list[Lane], steps: Any = None
+    sweep: Sweep, data: datasets.Dataset, lanes: list[Lane], train_steps: Any, evaluate: Any
 ) -> list[list[dict[str, Any]]]:
     """Trains some lanes together; for each lane, a record for each epoch, as in metrics.jsonl."""
     config, number = sweep.experiment, len(data.train_images)
     program, carry = build_lanes(sweep, data, lanes)
     train_data, test_data = train.on_devices(data, program.mesh)
-    train_steps = steps or train.make_train_steps(program, make_step(sweep, program))
-    evaluate = train.make_evaluate(program, vmapped=True)
     records: list[list[dict[str, Any]]] = [[] for _ in lanes]
     name = f"{len(lanes)} networks" if len(lanes) > 1 else _name(lanes[0])
     shown = sys.stderr is not None and sys.stderr.isatty()
@@ -231,12 +231,12 @@ def run_sweep(sweep: Sweep, data: datasets.Dataset) -> list[dict[str, Any]]:
     if sweep.together != "no":
         print(check_memory(sweep, data, lanes), file=sys.stderr)
         together = together or faster_together(sweep, data, lanes)
-    if together:
-        metrics = train_lanes(sweep, data, lanes)
-    else:  # one program, compiled once, serves every lane: their numbers are its inputs
-        program, _ = build_lanes(sweep, data, lanes[:1])
-        steps = train.make_train_steps(program, make_step(sweep, program))
-        metrics = [train_lanes(sweep, data, [lane], steps)[0] for lane in lanes]
+    # Compiled once for all groups of lanes, whose numbers are inputs: one group, or one lane each.
+    program, _ = train.build(sweep.experiment, data)
+    train_steps = train.make_train_steps(program, make_step(sweep, program))
+    evaluate = train.make_evaluate(program, vmapped=True)
+    groups = [lanes] if together else [[lane] for lane in lanes]
+    metrics = [m for g in groups for m in train_lanes(sweep, data, g, train_steps, evaluate)]
     return [lane._asdict() | {"metrics": m} for lane, m in zip(lanes, metrics, strict=True)]
 
 

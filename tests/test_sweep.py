@@ -131,6 +131,7 @@ def test_memory_grows_with_the_lanes(digits):
         ({"gammas": (), "thresholds": ()}, "both empty: nothing to train"),
         ({"gammas": (2.0,)}, r"--gamma must be in \(0, 1\], got 2.0"),
         ({"thresholds": (-1.0,)}, "--threshold must be at least 0"),
+        ({"experiment": Experiment(resume=True)}, "--resume is not for sweeps"),
         ({"experiment": Experiment(optimizer="adam")}, "--optimizer must be bop, got adam"),
     ],
 )
