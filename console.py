@@ -65,8 +65,9 @@ class EpochBar:
     @staticmethod
     def _summary(means: dict[str, Any]) -> str:
         flipped = means["flip_ratio"]["all"]
-        test = f", test {means['test_accuracy']:.2%}" if "test_accuracy" in means else ""
-        return (
-            f"loss {means['loss']:.3f}, train {means['train_accuracy']:.2%}{test}, "
-            f"flips {flipped:.1e}"
+        accuracies = ", ".join(
+            f"{split} {means[f'{split}_accuracy']:.2%}"
+            for split in ("train", "validation", "test")
+            if f"{split}_accuracy" in means
         )
+        return f"loss {means['loss']:.3f}, {accuracies}, flips {flipped:.1e}"

@@ -12,7 +12,7 @@ import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,31 @@ def digits() -> Dataset:
     order = np.random.default_rng(0).permutation(len(images))
     test, train = order[:360], order[360:]
     return Dataset(images[train], labels[train], images[test], labels[test])
+
+
+def hold_out(data: Dataset, number: int) -> Dataset:
+    """Validation: `number` training images, of one fixed permutation, take the test images' place.
+
+    Hyperparameters are chosen on them, and the test images are left for what is reported.
+
+    Raises:
+        ValueError: unless some training images are held out and some are left.
+    """
+    images, labels = data.train_images, data.train_labels
+    if not 0 < number < len(images):
+        raise ValueError(
+            f"--held-out must be from 1 to {len(images) - 1}, fewer than the training images, "
+            f"got {number}"
+        )
+    order = np.random.default_rng(0).permutation(len(images))
+    held, kept = order[:number], np.sort(order[number:])
+    return replace(
+        data,
+        train_images=images[kept],
+        train_labels=labels[kept],
+        test_images=images[held],
+        test_labels=labels[held],
+    )
 
 
 def augment(key: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Array:

@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 
 
+def evaluated_on(metrics: Sequence[dict[str, Any]]) -> str:
+    """Which images a run's records give the accuracy of, beside the training images."""
+    return "validation" if "validation_accuracy" in metrics[0] else "test"
+
+
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws one run as the paper's Figure 1 does: accuracy above, π_t below.
 
@@ -20,13 +25,13 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 6), layout="constrained")
     accuracy, flips = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     marker = "o" if len(epochs) == 1 else None  # a line through one point cannot be seen
-    for split, style in (("train", "-"), ("test", "--")):
+    evaluated = evaluated_on(metrics)
+    for split, style in (("train", "-"), (evaluated, "--")):
         values = [100 * m[f"{split}_accuracy"] for m in metrics]
         accuracy.plot(epochs, values, style, color="tab:blue", label=split, marker=marker)
     accuracy.set_ylabel("accuracy (%)")
-    accuracy.legend(
-        loc="lower right", title=f"test: {metrics[-1]['test_accuracy']:.2%} after {epochs[-1]}"
-    )
+    last = metrics[-1][f"{evaluated}_accuracy"]
+    accuracy.legend(loc="lower right", title=f"{evaluated}: {last:.2%} after {epochs[-1]}")
 
     layers = [name for name in metrics[0]["log_flip_ratio"] if name != "all"]
     for name in layers:
@@ -58,6 +63,7 @@ def plot_sweep(lanes: Sequence[dict[str, Any]], gamma: float, threshold: float, 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
+    evaluated = evaluated_on(lanes[0]["metrics"])
     panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 2))
     for column, (symbol, varied, kept, value) in enumerate(
         [("γ", "gamma", "threshold", threshold), ("τ", "threshold", "gamma", gamma)]
@@ -76,11 +82,13 @@ def plot_sweep(lanes: Sequence[dict[str, Any]], gamma: float, threshold: float, 
             upper.plot(
                 epochs, mean(lambda m: 100 * m["train_accuracy"]), label=f"{point:g}", **style
             )
-            upper.plot(epochs, mean(lambda m: 100 * m["test_accuracy"]), "--", **style)
+            upper.plot(epochs, mean(lambda m: 100 * m[f"{evaluated}_accuracy"]), "--", **style)
             lower.plot(epochs, mean(lambda m, k=last: m["log_flip_ratio"][k]), **style)
         fixed = f"τ = {value:g}" if kept == "threshold" else f"γ = {value:g}"
         upper.set_title(f"{symbol} varied at {fixed}")
-        upper.legend(title=f"{symbol} (train —, test - -)", loc="lower right", fontsize="small")
+        upper.legend(
+            title=f"{symbol} (train —, {evaluated} - -)", loc="lower right", fontsize="small"
+        )
         lower.set_xlabel("epoch")
         for axes in (upper, lower):
             axes.grid(alpha=0.3)

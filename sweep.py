@@ -127,6 +127,7 @@ def train_lanes(
     program, carry = build_lanes(sweep, data, lanes)
     train_data, test_data = train.on_devices(data, program.mesh)
     records: list[list[dict[str, Any]]] = [[] for _ in lanes]
+    evaluated_on = config.evaluated_on
     name = f"{len(lanes)} networks" if len(lanes) > 1 else _name(lanes[0])
     shown = sys.stderr is not None and sys.stderr.isatty()
     with tqdm(total=config.epochs, desc=name, unit="epoch", disable=not shown) as bar:
@@ -143,12 +144,14 @@ def train_lanes(
             for i, accuracy in enumerate(accuracies):
                 own = jax.tree.map(lambda x, i=i: x[i], sums)
                 means = train.epoch_means(own, program.steps_per_epoch, config)
-                records[i].append({"epoch": epoch, **means, "test_accuracy": float(accuracy)})
-            bar.set_postfix_str(f"test {accuracies.min():.1%} to {accuracies.max():.1%}")
+                records[i].append(
+                    {"epoch": epoch, **means, f"{evaluated_on}_accuracy": float(accuracy)}
+                )
+            bar.set_postfix_str(f"{evaluated_on} {accuracies.min():.1%} to {accuracies.max():.1%}")
             bar.update()
             if not shown:
                 tests = ", ".join(f"{accuracy:.2%}" for accuracy in accuracies)
-                print(f"{name}: epoch {epoch}/{config.epochs}: test {tests}", flush=True)
+                print(f"{name}: epoch {epoch}/{config.epochs}: {evaluated_on} {tests}", flush=True)
     return records
 
 
@@ -253,7 +256,7 @@ def main() -> None:
     try:
         config.check()
         sweep.lanes()
-        data = datasets.load(config.dataset, config.data_dir)
+        data = train.load_data(config)
         train.check_batch(config, len(data.train_images))
         folder = new_folder(config, f"sweep-{preset}")
         lanes = run_sweep(sweep, data)
@@ -265,13 +268,14 @@ def main() -> None:
     record = describe(config, preset) | {"order": sweep.order, "seconds": seconds, "lanes": lanes}
     (folder / "sweep.json").write_text(json.dumps(record, indent=1) + "\n")
     plot_sweep(lanes, config.gamma, config.threshold, folder / "figure1.png")
-    best = max(lanes, key=lambda lane: lane["metrics"][-1]["test_accuracy"])
+    accuracy = f"{config.evaluated_on}_accuracy"
+    best = max(lanes, key=lambda lane: lane["metrics"][-1][accuracy])
     result = {
         "preset": preset,
         "networks": len(lanes),
         "epochs": config.epochs,
         "best": {k: best[k] for k in Lane._fields},
-        "test_accuracy": best["metrics"][-1]["test_accuracy"],
+        accuracy: best["metrics"][-1][accuracy],
         "seconds": seconds,
         "run_dir": str(folder),
     }

@@ -66,7 +66,12 @@ class Stopped(Exception):
         self.status = status
 
 
-# ---- Model, optimizer, state ------------------------------------------------------------------
+# ---- Data, model, optimizer, state ------------------------------------------------------------
+
+
+def load_data(config: Experiment) -> datasets.Dataset:
+    data = datasets.load(config.dataset, config.data_dir)
+    return datasets.hold_out(data, config.held_out) if config.held_out else data
 
 
 def build(
@@ -125,7 +130,9 @@ def make_optimizer(
     else:
         rate = decayed(config.latent_learning_rate)
         binary = optax.chain(
-            optax.adam(rate) if config.optimizer == "adam" else optax.sgd(rate, config.momentum),
+            optax.adam(rate, config.b1)
+            if config.optimizer == "adam"
+            else optax.sgd(rate, config.momentum),
             scale_by_glorot() if config.glorot_scaling else optax.identity(),
             clip_latent(config.latent_limit),
         )
@@ -274,10 +281,11 @@ def train(
     state: TrainState,
     run: Run,
 ) -> float:
-    """Trains to the last epoch, from the run's newest checkpoint; returns the test accuracy."""
+    """Trains to the last epoch, from the run's newest checkpoint; returns the last accuracy."""
     train_data, test_data = on_devices(data, program.mesh)
     train_steps = make_train_steps(program, make_train_step(program, config))
     evaluate = make_evaluate(program)
+    accuracy = f"{config.evaluated_on}_accuracy"
     with Interrupt() as interrupt, run:
         state, step = run.restore(state, config, program.steps_per_epoch)
         first_epoch, offset = divmod(step, program.steps_per_epoch)
@@ -301,7 +309,7 @@ def train(
                     "epoch": epoch,
                     "step": step,
                     **epoch_means(state.sums, program.steps_per_epoch, config),
-                    "test_accuracy": float(evaluate(state, test_data, config.batch_size)),
+                    accuracy: float(evaluate(state, test_data, config.batch_size)),
                     "images_per_second": batches.size / seconds,
                     "seconds": time.perf_counter() - start,
                 }
@@ -311,7 +319,7 @@ def train(
                 run.save(state, step)
             bar.report(metrics)
         save_weights(nnx.merge_state(state.params, state.batch_stats), run.folder / "weights.npz")
-    return run.metrics[-1]["test_accuracy"]
+    return run.metrics[-1][accuracy]
 
 
 def epoch_batches(config: Experiment, number: int, epoch: int) -> np.ndarray:
@@ -366,7 +374,7 @@ def main() -> None:
     )
     try:
         config.check()
-        data = datasets.load(config.dataset, config.data_dir)
+        data = load_data(config)
         check_batch(config, len(data.train_images))
         program, state = build(config, data)
         run = Run(config, preset)
@@ -375,7 +383,7 @@ def main() -> None:
     kernels = jax.tree.leaves(binary_layers(state.params, program.labels))
     binary_parameters = sum(kernel.size for kernel in kernels)
     try:
-        test_accuracy = train(config, data, program, state, run)
+        accuracy = train(config, data, program, state, run)
     except RunError as error:
         sys.exit(f"train.py: {error}")
     except Stopped as stopped:
@@ -386,7 +394,7 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     result = {
         "preset": preset,
-        "test_accuracy": test_accuracy,
+        f"{config.evaluated_on}_accuracy": accuracy,
         "epochs": config.epochs,
         "seconds": round(time.perf_counter() - start, 2),
         "binary_parameters": binary_parameters,

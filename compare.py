@@ -1,0 +1,160 @@
+"""Bop against latent weights on CIFAR-10, each at the best of its own two hyperparameters.
+
+    python compare.py --data-dir DIR    # about two hours on two cores; once stopped, it goes on
+
+All methods train the same network on the same images for the same epochs. First a grid over each
+method's two hyperparameters is judged on training images that are held out. Then the best point
+trains on all training images with other seeds, and these runs alone see the test images. Every run
+is a process of train.py with a core to itself, and its record goes to the folder of results.
+"""
+
+import itertools
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+METHODS: dict[str, dict[str, tuple[float, ...]]] = {
+    "cifar10-bop-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7, 1e-8)},
+    "cifar10-adam-small": {"latent_learning_rate": (1e-2, 1e-3, 1e-4), "b1": (0.0, 0.9, 0.99)},
+    "cifar10-sgd-small": {"latent_learning_rate": (1.0, 0.1, 0.01), "momentum": (0.5, 0.9, 0.99)},
+}
+"""For each preset, the values of its two hyperparameters."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared. Options that are not listed here go to train.py, for every run."""
+
+    held_out: int = 5000
+    """Training images held out to judge the hyperparameters by."""
+    search_seed: int = 0
+    """Seed of the search."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds of the runs that are reported."""
+    jobs: int = os.cpu_count() or 1
+    """Runs at a time, each on a CPU core of its own."""
+    results: Path = Path("results")
+    """Where records go: PRESET/seed1.json, ..., and search/PRESET/*.json."""
+    runs: Path = Path("runs", "compare")
+    """Where the runs keep their folders."""
+
+
+class Job(NamedTuple):
+    """A run of train.py, by the place of its record."""
+
+    record: Path
+    arguments: list[str]
+
+
+def search_jobs(comparison: Comparison, preset: str) -> list[Job]:
+    """One run for every point of the preset's grid."""
+    grid = METHODS[preset]
+    jobs = []
+    for point in itertools.product(*grid.values()):
+        values = dict(zip(grid, point, strict=True))
+        name = "-".join(f"{k}={v:g}" for k, v in values.items())
+        jobs.append(
+            Job(
+                comparison.results / "search" / preset / f"{name}.json",
+                [
+                    preset,
+                    *options(values | {"held_out": comparison.held_out}),
+                    f"--seed={comparison.search_seed}",
+                ],
+            )
+        )
+    return jobs
+
+
+def seed_jobs(comparison: Comparison, preset: str, best: dict[str, float]) -> list[Job]:
+    """One run for every seed, at the best point of the search."""
+    return [
+        Job(
+            comparison.results / preset / f"seed{seed}.json",
+            [preset, *options(best), f"--seed={seed}"],
+        )
+        for seed in comparison.seeds
+    ]
+
+
+def options(values: dict[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value:g}" for name, value in values.items()]
+
+
+def best_point(comparison: Comparison, preset: str) -> dict[str, float]:
+    """The hyperparameters of the search's best run, by its accuracy on the images held out."""
+    records = [json.loads(j.record.read_text()) for j in search_jobs(comparison, preset)]
+    best = max(records, key=lambda r: r["result"]["validation_accuracy"])
+    return {name: best["config"][name] for name in METHODS[preset]}
+
+
+def run_jobs(comparison: Comparison, jobs: Sequence[Job], common: list[str]) -> None:
+    """Runs what has no record yet, several at a time.
+
+    Raises:
+        RuntimeError: for a run that fails, with what it said.
+    """
+    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for i in range(comparison.jobs):
+        cores.put(available[i % len(available)] if available else 0)
+
+    def run(job: Job) -> None:
+        core = cores.get()
+        try:
+            run_job(comparison, job, common, core if available else None)
+        finally:
+            cores.put(core)
+
+    with ThreadPoolExecutor(comparison.jobs) as pool:
+        for _ in pool.map(run, [job for job in jobs if not job.record.exists()]):
+            pass
+
+
+def run_job(comparison: Comparison, job: Job, common: list[str], core: int | None) -> None:
+    folder = comparison.runs / job.record.relative_to(comparison.results).with_suffix("")
+    if not (folder / "result.json").exists():
+        script = str(Path(__file__).with_name("train.py"))
+        command = [sys.executable, script, *job.arguments, *common, f"--run-dir={folder}"]
+        if (folder / "config.json").exists():
+            command.append("--resume")
+        process = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
+        )
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{process.stderr}")
+    job.record.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "result.json", job.record)
+    result = json.loads(job.record.read_text())["result"]
+    accuracies = ", ".join(f"{k} {v:.2%}" for k, v in result.items() if k.endswith("accuracy"))
+    print(f"{job.record}: {accuracies} in {result['seconds']:,.0f} s", flush=True)
+
+
+def main() -> None:
+    comparison, common = tyro.cli(Comparison, return_unknown_args=True)
+    try:
+        run_jobs(comparison, [j for p in METHODS for j in search_jobs(comparison, p)], common)
+        best = {preset: best_point(comparison, preset) for preset in METHODS}
+        jobs = [seed_jobs(comparison, preset, point) for preset, point in best.items()]
+        # By seed, so that a comparison that is stopped has all methods.
+        run_jobs(comparison, [j for seed in zip(*jobs, strict=True) for j in seed], common)
+    except RuntimeError as error:
+        sys.exit(f"compare.py: {error}")
+    print(json.dumps({"best": best}))
+
+
+if __name__ == "__main__":
+    main()
