@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import tyro
 
 METHODS: dict[str, dict[str, tuple[float, ...]]] = {
-    "cifar10-bop-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7, 1e-8)},
-    "cifar10-adam-small": {"latent_learning_rate": (1e-2, 1e-3, 1e-4), "b1": (0.0, 0.9, 0.99)},
-    "cifar10-sgd-small": {"latent_learning_rate": (1.0, 0.1, 0.01), "momentum": (0.5, 0.9, 0.99)},
+    "cifar10-bop-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
+    "cifar10-adam-small": {"latent_learning_rate": (1e-2, 1e-3, 1e-4), "b1": (0.9, 0.99)},
+    "cifar10-sgd-small": {"latent_learning_rate": (1.0, 0.1, 0.01), "momentum": (0.9, 0.99)},
 }
 """For each preset, the values of its two hyperparameters."""
 
