@@ -137,7 +137,7 @@ def augment(key: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Arra
 
 def scale(images: jax.Array) -> jax.Array:
     """Maps uint8 images to float32 in [−1, 1]: x / 127.5 − 1."""
-    return images.astype(jnp.float32) / 127.5 - 1
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
 
 # ---- TensorFlow Datasets ----------------------------------------------------------------------

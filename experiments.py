@@ -112,6 +112,7 @@ CIFAR10_ADAM = replace(CIFAR10_BOP, optimizer="adam", latent_learning_rate=1e-3)
 CIFAR10_SGD = replace(CIFAR10_BOP, optimizer="sgd", latent_learning_rate=1e-2, momentum=0.9)
 # For two CPU cores: an eighth of the width; γ, or the learning rate, falls twice.
 SMALL = {"width": 16, "epochs": 6, "decay_epochs": 2}
+SMALL_SGD = replace(CIFAR10_SGD, **SMALL, momentum=0.0, decay=1.0, glorot_scaling=False)
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "digits-bop": (
@@ -159,6 +160,18 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "cifar10-sgd-small": (
         "SGD with momentum on latent weights, at the same small scale.",
         replace(CIFAR10_SGD, **SMALL),
+    ),
+    "cifar10-sgd-rate-1": (
+        "Section 3: SGD at learning rate 1 from Glorot weights.",
+        replace(SMALL_SGD, latent_learning_rate=1.0),
+    ),
+    "cifar10-sgd-rate-0.01": (
+        "Section 3: SGD at learning rate 0.01 from Glorot weights.",
+        replace(SMALL_SGD, latent_learning_rate=0.01),
+    ),
+    "cifar10-sgd-rate-0.01-weights-0.01": (
+        "Section 3: SGD at learning rate 0.01 from Glorot weights × 0.01: as at 1, says the paper.",
+        replace(SMALL_SGD, latent_learning_rate=0.01, latent_scale=0.01),
     ),
 }
 DEFAULT_PRESET = "digits-bop"

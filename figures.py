@@ -1,6 +1,6 @@
 """Figures, drawn from the metrics that runs write."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,13 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_sweep(lanes: Sequence[dict[str, Any]], gamma: float, threshold: float, path: Path) -> None:
+def plot_sweep(
+    records: Sequence[dict[str, Any]], gamma: float, threshold: float, path: Path
+) -> None:
     """Draws the paper's Figure 1: γ varied on the left, τ on the right; means over the seeds.
 
     Args:
-        lanes: records with gamma, threshold, seed, and metrics by epoch.
+        records: of runs that differ in γ, τ and seed, as in result.json.
         gamma: the γ at which τ is varied.
         threshold: the τ at which γ is varied.
         path: the PNG to write.
@@ -63,17 +65,17 @@ def plot_sweep(lanes: Sequence[dict[str, Any]], gamma: float, threshold: float, 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 6), layout="constrained")
-    evaluated = evaluated_on(lanes[0]["metrics"])
+    evaluated = evaluated_on(records[0]["metrics"])
     panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 2))
     for column, (symbol, varied, kept, value) in enumerate(
         [("γ", "gamma", "threshold", threshold), ("τ", "threshold", "gamma", gamma)]
     ):
         upper, lower = panels[:, column]
-        here = [lane for lane in lanes if lane[kept] == value]
-        for i, point in enumerate(sorted({lane[varied] for lane in here})):
-            runs = [lane["metrics"] for lane in here if lane[varied] == point]
+        here = [record for record in records if record["config"][kept] == value]
+        for i, point in enumerate(sorted({record["config"][varied] for record in here})):
+            runs = [r["metrics"] for r in here if r["config"][varied] == point]
             epochs = [m["epoch"] for m in runs[0]]
-            last = list(runs[0][0]["log_flip_ratio"])[-2]  # the last layer; "all" comes after it
+            last = [name for name in runs[0][0]["log_flip_ratio"] if name != "all"][-1]
             style = {"color": f"C{i}", "marker": "o" if len(epochs) == 1 else None}
 
             def mean(read: Callable[[dict[str, Any]], float], runs: Any = runs) -> Any:
@@ -86,13 +88,43 @@ def plot_sweep(lanes: Sequence[dict[str, Any]], gamma: float, threshold: float, 
             lower.plot(epochs, mean(lambda m, k=last: m["log_flip_ratio"][k]), **style)
         fixed = f"τ = {value:g}" if kept == "threshold" else f"γ = {value:g}"
         upper.set_title(f"{symbol} varied at {fixed}")
-        upper.legend(
-            title=f"{symbol} (train —, {evaluated} - -)", loc="lower right", fontsize="small"
-        )
+        title = f"{symbol} (train —, {evaluated} - -)"
+        upper.legend(title=title, loc="best", fontsize="small")
         lower.set_xlabel("epoch")
         for axes in (upper, lower):
             axes.grid(alpha=0.3)
             axes.xaxis.get_major_locator().set_params(integer=True)
     panels[0, 0].set_ylabel("accuracy (%)")
     panels[1, 0].set_ylabel(r"$\pi_t$ of the last layer")
+    figure.savefig(path, dpi=150)
+
+
+def plot_comparison(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: Path) -> None:
+    """Draws the paper's Figure 2: accuracies by epoch, mean ± standard deviation over the seeds.
+
+    Args:
+        methods: for each method's name, the records by epoch of each of its runs.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes: Any = figure.subplots()
+    for i, (name, runs) in enumerate(methods.items()):
+        epochs, evaluated = [m["epoch"] for m in runs[0]], evaluated_on(runs[0])
+        for split, style in (("train", "-"), (evaluated, "--")):
+            values = np.array([[100 * m[f"{split}_accuracy"] for m in run] for run in runs])
+            mean = values.mean(0)
+            label = f"{name}, {split}: {mean[-1]:.1f} %" if split == evaluated else None
+            axes.plot(epochs, mean, style, color=f"C{i}", label=label)
+            if len(runs) > 1:
+                spread = values.std(0, ddof=1)
+                axes.fill_between(
+                    epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.2, lw=0
+                )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy (%): train —, test - -")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="lower right", fontsize="small")
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)

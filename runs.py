@@ -1,18 +1,19 @@
-"""A run's folder: configuration, metrics, checkpoints, weights; and what it takes to go on."""
+"""A run's folder: configuration, metrics, checkpoints, weights, result; and how to go on."""
 
 import fcntl
 import itertools
 import json
 import platform
-import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from figures import plot_curves
 
 Tree = TypeVar("Tree")
 MAY_CHANGE = {"epochs", "data_dir", "run_dir", "checkpoint_epochs", "keep", "resume"}
+FORMAT = 1  # of result.json; what a record lacks, a field of Experiment or this, had its default
 
 
 class RunError(Exception):
@@ -35,6 +37,11 @@ class RunError(Exception):
 
 class Run:
     """The folder of one run, open for writing.
+
+    Args:
+        config: names the folder, and what `restore` checks a resumed run against.
+        preset: the preset's name.
+        more: what else makes this run what it is; JSON values.
 
     Attributes:
         folder: where everything goes.
@@ -45,13 +52,12 @@ class Run:
             another configuration, or one that another process is writing. Nothing is written then.
     """
 
-    def __init__(self, config: Experiment, preset: str):
+    def __init__(self, config: Experiment, preset: str, more: dict[str, Any] | None = None):
         self.metrics: list[dict[str, Any]] = []
-        self._description = describe(config, preset)
+        self._description = describe(config, preset) | (more or {})
         self.folder = new_folder(config, preset)
         if config.resume:
-            self._check_same(config)
-        self._command = _command(config, preset, self.folder)
+            self._check_same(config, more or {})
         self._lock = (self.folder / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,14 +70,15 @@ class Run:
         )
         self._events: SummaryWriter | None = None
 
-    def _check_same(self, config: Experiment) -> None:
+    def _check_same(self, config: Experiment, more: dict[str, Any]) -> None:
         path = self.folder / "config.json"
         try:
             description = json.loads(path.read_text())
-            saved = dict(description["config"])
+            defaults = asdict(Experiment())  # of fields that came after this run
+            saved = defaults | description["config"] | {k: description.get(k) for k in more}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder} holds no run to resume: {path} ({error})") from error
-        ours = _jsonable(config)
+        ours = _jsonable(config) | more
         differing = [k for k in ours if k not in MAY_CHANGE and ours[k] != saved.get(k)]
         if differing:
             raise ValueError(
@@ -82,7 +89,7 @@ class Run:
         # What the run was begun with stays on record; what it is resumed with is added.
         ours, self._description = self._description, description
         resumed = description.get("resumed", [])
-        description["resumed"] = [*resumed, {k: ours[k] for k in ours if k != "preset"}]
+        description["resumed"] = [*resumed, {k: ours[k] for k in ours.keys() - more - {"preset"}}]
         description["config"]["epochs"] = config.epochs
 
     def restore(self, state: Tree, config: Experiment, steps_per_epoch: int) -> tuple[Tree, int]:
@@ -110,8 +117,9 @@ class Run:
                     "delete that folder to go on from the checkpoint before it"
                 ) from error
             state = treedef.unflatten([restored[name] for name in flat])
-        _write(self.folder / "config.json", json.dumps(self._description, indent=2) + "\n")
-        _write(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.metrics))
+        write_json(self.folder / "config.json", self._description)
+        with _replacing(self.folder / "metrics.jsonl", "w") as file:
+            file.writelines(json.dumps(m) + "\n" for m in self.metrics)
         self._events = SummaryWriter(str(self.folder), purge_step=epochs + 1)
         return state, step
 
@@ -137,11 +145,9 @@ class Run:
         self.metrics.append(metrics)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
-        for name, value in metrics.items():
-            values = value if isinstance(value, dict) else {"": value}
-            for layer, number in values.items():
-                tag = f"{name}/{layer}".rstrip("/")
-                self._events.add_scalar(tag, number, metrics["epoch"])
+        for path, number in jax.tree_util.tree_leaves_with_path(metrics):
+            tag = jax.tree_util.keystr(path, simple=True, separator="/")
+            self._events.add_scalar(tag, number, metrics["epoch"])
         self._events.flush()
 
     def save(self, state: Any, step: int) -> None:
@@ -151,18 +157,9 @@ class Run:
             self._checkpoints.save(step, args=ocp.args.StandardSave(copies), force=True)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Writes result.json: the whole run in one file that names no folder, as in results/."""
-        record = json.loads((self.folder / "config.json").read_text())
-        record |= {"result": result, "metrics": self.metrics}
-        for part, names in (
-            ("config", ("data_dir", "run_dir", "resume")),
-            ("result", ("run_dir",)),
-        ):
-            record[part] = {k: v for k, v in record[part].items() if k not in names}
-        _write(self.folder / "result.json", json.dumps(record, indent=1) + "\n")
-
-    def how_to_resume(self) -> str:
-        return f"go on with\n  {self._command}"
+        """Writes result.json, the whole run in one file."""
+        record = result_record(self._description, result, self.metrics)
+        write_json(self.folder / "result.json", record)
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +182,51 @@ class Run:
         self._lock.close()
 
 
+# ---- Results ----------------------------------------------------------------------------------
+
+
+def result_record(
+    description: dict[str, Any], result: dict[str, Any], metrics: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A finished run in one record that names no folder, as in results/."""
+    record = {"format": FORMAT, **description, "result": result, "metrics": metrics}
+    for part, names in (("config", ("data_dir", "run_dir", "resume")), ("result", ("run_dir",))):
+        record[part] = {k: v for k, v in record[part].items() if k not in names}
+    return record
+
+
+def read_result(path: Path) -> tuple[Experiment, dict[str, Any]]:
+    """The configuration of a result.json, and the whole record.
+
+    Raises:
+        ValueError: for a file that is no such record, or one of another version.
+    """
+    try:
+        record = json.loads(path.read_text())
+        found, preset, saved = record.get("format", FORMAT), record["preset"], record["config"]
+        _ = record["device"]["kind"], float(record["result"]["seconds"]), saved.keys()
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
+    if found != FORMAT or preset not in PRESETS:
+        raise ValueError(
+            f"{path} is of another version: format {found}, preset {preset} (this version reads "
+            f"format {FORMAT} of {', '.join(PRESETS)})"
+        )
+    try:
+        config = Experiment(**saved)
+        config.check()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is of another version: {error}") from error
+    accuracy = f"{config.evaluated_on}_accuracy"
+    try:
+        _ = float(record["result"][accuracy])
+        for m in record.get("metrics", []):
+            _ = m["epoch"] + m["train_accuracy"] + m[accuracy] + m["log_flip_ratio"]["all"]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
+    return config, record
+
+
 # ---- Weights ----------------------------------------------------------------------------------
 
 
@@ -197,10 +239,8 @@ def save_weights(model_state: nnx.State, path: Path) -> None:
         name: np.asarray(v[...], np.int8 if isinstance(v, BinaryParam) else None)
         for name, v in _variables(model_state).items()
     }
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as file:
+    with _replacing(path, "wb") as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(path)
 
 
 def load_weights(model: nnx.Module, path: Path) -> None:
@@ -269,10 +309,18 @@ def _holds_something(folder: Path) -> bool:
     return any(p.suffix != ".tmp" and p.name != ".lock" for p in folder.iterdir())
 
 
-def _write(path: Path, text: str) -> None:
+@contextmanager
+def _replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
+    """Written aside and renamed, so that a killed process leaves the old file or the new one."""
     partial = path.with_suffix(".tmp")
-    partial.write_text(text)
+    with partial.open(mode) as file:
+        yield file
     partial.replace(path)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    with _replacing(path, "w") as file:
+        file.write(json.dumps(record, indent=1) + "\n")
 
 
 def _jsonable(config: Experiment) -> dict[str, Any]:
@@ -306,18 +354,3 @@ def _git(*arguments: str) -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _command(config: Experiment, preset: str, run_dir: Path) -> str:
-    """The command line that resumes this run."""
-    default, options = PRESETS[preset][1], []
-    for field in fields(config):
-        value, name = getattr(config, field.name), field.name.replace("_", "-")
-        if field.name in ("run_dir", "resume") or value == getattr(default, field.name):
-            continue
-        if isinstance(value, bool):
-            options.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            options.append(f"--{name}={value}")
-    script = ["python", sys.argv[0], preset]
-    return shlex.join([*script, *options, f"--run-dir={run_dir}", "--resume"])

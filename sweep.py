@@ -3,18 +3,22 @@
     python sweep.py                                   # in miniature, on digits
     python sweep.py cifar10-bop-sweep --data-dir DIR  # section 5.1, 100 epochs at full width
     python sweep.py cifar10-bop-sweep --width 16 --epochs 3 --seeds 0 1 2 --data-dir DIR
+    python sweep.py cifar10-adam --gammas --thresholds --seeds 0 1 2 --data-dir DIR  # seeds alone
 
 γ varies at the preset's τ, then τ at the preset's γ. Every γ, τ and seed is a lane of `jax.vmap`
 over the step of train.py. A vmapped convolution is a grouped one; where that is slower than one
 network after another, as it may be on a CPU, they train one after another instead. `--together`
-decides, and auto measures. The folder of the sweep holds sweep.json and figure1.png.
+decides, and auto measures. A stopped sweep goes on with --run-dir and --resume. Its folder holds a
+record of each network, as train.py's result.json, and figure1.png; of seeds alone, figure2.png.
 """
 
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -22,13 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 import datasets
 import train
 from experiments import DEFAULT_PRESET, PRESETS, Experiment
-from figures import plot_sweep
-from runs import describe, new_folder
+from figures import plot_comparison, plot_sweep
+from runs import Run, RunError, describe, new_folder, result_record, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Sweep:
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     gammas: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
-    """Values of γ in (0, 1], each trained at --threshold."""
+    """Values of γ in (0, 1], each trained at --threshold; may be empty."""
     thresholds: tuple[float, ...] = (0.0, 1e-6, 1e-5)
-    """Values of τ ≥ 0, each trained at --gamma."""
+    """Values of τ ≥ 0, each trained at --gamma; may be empty."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of weights and augmentation, all different; every γ and τ is trained with each."""
     order: Literal["shared", "separate"] = "shared"
@@ -51,24 +54,29 @@ class Sweep:
         """The networks: each γ, τ and seed once.
 
         Raises:
-            ValueError: for values out of range or given twice, and for an optimizer without them.
+            ValueError: for values out of range or given twice, or that the optimizer has not.
         """
-        if self.experiment.optimizer != "bop":
-            raise ValueError(f"--optimizer must be bop, got {self.experiment.optimizer}")
-        if self.experiment.resume:
-            raise ValueError("--resume is not for sweeps, which keep no checkpoints")
+        optimizer = self.experiment.optimizer
+        if optimizer != "bop" and (self.gammas or self.thresholds):
+            raise ValueError(
+                f"--gammas and --thresholds are Bop's: leave them empty for --optimizer {optimizer}"
+            )
         for name in ("gammas", "thresholds", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or (name == "seeds" and not values):
                 raise ValueError(f"--{name} must be different values, at least one seed: {values}")
         points = [(gamma, self.experiment.threshold) for gamma in self.gammas]
         points += [(self.experiment.gamma, threshold) for threshold in self.thresholds]
-        if not points:
-            raise ValueError("--gammas and --thresholds are both empty: nothing to train")
+        points = points or [(self.experiment.gamma, self.experiment.threshold)]
         lanes = [Lane(*point, seed) for point in dict.fromkeys(points) for seed in self.seeds]
         for lane in lanes:
             dataclasses.replace(self.experiment, **lane._asdict()).check()
         return lanes
+
+    def name(self, lane: "Lane") -> str:
+        """A network's name, of its record and of its folder."""
+        numbers = lane._asdict() if self.experiment.optimizer == "bop" else {"seed": lane.seed}
+        return "-".join(f"{name}={number}" for name, number in numbers.items())
 
 
 class Lane(NamedTuple):
@@ -82,20 +90,49 @@ class Lane(NamedTuple):
 # ---- Training ---------------------------------------------------------------------------------
 
 
-def build_lanes(sweep: Sweep, data: datasets.Dataset, lanes: list[Lane]) -> tuple[Any, Any]:
-    """The program, and the lanes' numbers and states, stacked."""
+class Lanes(NamedTuple):
+    """Several networks in one program, stacked: all that training changes, and their numbers."""
+
+    lanes: Lane
+    states: train.TrainState
+
+
+class Compiled(NamedTuple):
+    """What groups of lanes share, whatever their numbers; and the data, on all devices."""
+
+    program: train.Program
+    init: Any
+    train_steps: Any
+    evaluate: Any
+    train_data: Any
+    test_data: Any
+
+
+def compile_sweep(sweep: Sweep, data: datasets.Dataset) -> Compiled:
+    """What `train_lanes` needs; XLA compiles it when it is first used."""
     program, _ = train.build(sweep.experiment, data)
+    return Compiled(
+        program,
+        jax.jit(jax.vmap(program.init)),
+        train.make_train_steps(program, make_step(sweep, program)),
+        train.make_evaluate(program, vmapped=True),
+        *train.on_devices(data, program.mesh),
+    )
+
+
+def build_lanes(compiled: Compiled, lanes: list[Lane]) -> Lanes:
+    """The first state of each network, on all devices."""
     numbers = Lane(
         jnp.array([lane.gamma for lane in lanes], jnp.float32),
         jnp.array([lane.threshold for lane in lanes], jnp.float32),
         jnp.array([lane.seed for lane in lanes], jnp.uint32),
     )
-    carry = (numbers, jax.jit(jax.vmap(program.init))(numbers.seed))
-    return program, jax.device_put(carry, NamedSharding(program.mesh, PartitionSpec()))
+    stacked = Lanes(numbers, compiled.init(numbers.seed))
+    return jax.device_put(stacked, NamedSharding(compiled.program.mesh, PartitionSpec()))
 
 
 def make_step(sweep: Sweep, program: train.Program) -> Any:
-    """train.py's step for all lanes at once: ((lanes, states), data, indices) → (…, losses)."""
+    """train.py's step for all lanes at once: (lanes, data, indices) → (lanes, losses)."""
 
     def lane_step(lane, state, data, indices):
         config = dataclasses.replace(sweep.experiment, **lane._asdict())
@@ -103,10 +140,9 @@ def make_step(sweep: Sweep, program: train.Program) -> Any:
 
     vmapped = jax.vmap(lane_step, in_axes=(0, 0, None, 0 if sweep.order == "separate" else None))
 
-    def step(carry, data, indices):
-        lanes, states = carry
-        states, losses = vmapped(lanes, states, data, indices)
-        return (lanes, states), losses
+    def step(stacked, data, indices):
+        states, losses = vmapped(stacked.lanes, stacked.states, data, indices)
+        return stacked._replace(states=states), losses
 
     return step
 
@@ -119,58 +155,95 @@ def epoch_batches(sweep: Sweep, lanes: list[Lane], number: int, epoch: int) -> n
     return np.stack([train.epoch_batches(c, number, epoch) for c in configs], axis=1)
 
 
+def several_networks(sweep: Sweep, compiled: Compiled, lanes: list[Lane]) -> train.Trainee:
+    """What train.py's loop trains. Its metrics are means over the networks, with those of each."""
+    config = sweep.experiment
+
+    def metrics(stacked: Lanes, steps: int, over: bool) -> dict[str, Any]:
+        sums = jax.device_get(stacked.states.sums)
+        each = [
+            train.epoch_means(jax.tree.map(lambda x, i=i: x[i], sums), steps, config)
+            for i in range(len(lanes))
+        ]
+        if over:
+            accuracies = compiled.evaluate(stacked.states, compiled.test_data, config.batch_size)
+            for record, accuracy in zip(each, accuracies, strict=True):
+                record[f"{config.evaluated_on}_accuracy"] = float(accuracy)
+        mean = jax.tree.map(lambda *values: float(np.mean(values)), *each)
+        return mean | {"networks": each}
+
+    number = len(compiled.train_data[0])
+    return train.Trainee(
+        lambda epoch: epoch_batches(sweep, lanes, number, epoch),
+        lambda stacked, batches: compiled.train_steps(stacked, compiled.train_data, batches),
+        metrics,
+    )
+
+
 def train_lanes(
-    sweep: Sweep, data: datasets.Dataset, lanes: list[Lane], train_steps: Any, evaluate: Any
-) -> list[list[dict[str, Any]]]:
-    """Trains some lanes together; for each lane, a record for each epoch, as in metrics.jsonl."""
-    config, number = sweep.experiment, len(data.train_images)
-    program, carry = build_lanes(sweep, data, lanes)
-    train_data, test_data = train.on_devices(data, program.mesh)
-    records: list[list[dict[str, Any]]] = [[] for _ in lanes]
-    evaluated_on = config.evaluated_on
-    name = f"{len(lanes)} networks" if len(lanes) > 1 else _name(lanes[0])
-    shown = sys.stderr is not None and sys.stderr.isatty()
-    with tqdm(total=config.epochs, desc=name, unit="epoch", disable=not shown) as bar:
-        for epoch in range(1, config.epochs + 1):
-            for chunk in train.chunks(epoch_batches(sweep, lanes, number, epoch)):
-                carry, losses = train_steps(carry, train_data, chunk)
-                for lane, column in zip(lanes, losses.T, strict=True):
-                    if not np.isfinite(column).all():
-                        raise train.Stopped(
-                            f"The loss of {_name(lane)} is {column[-1]} in {epoch=}"
-                        )
-            accuracies = evaluate(carry[1], test_data, config.batch_size)
-            sums = jax.device_get(carry[1].sums)
-            for i, accuracy in enumerate(accuracies):
-                own = jax.tree.map(lambda x, i=i: x[i], sums)
-                means = train.epoch_means(own, program.steps_per_epoch, config)
-                records[i].append(
-                    {"epoch": epoch, **means, f"{evaluated_on}_accuracy": float(accuracy)}
-                )
-            bar.set_postfix_str(f"{evaluated_on} {accuracies.min():.1%} to {accuracies.max():.1%}")
-            bar.update()
-            if not shown:
-                tests = ", ".join(f"{accuracy:.2%}" for accuracy in accuracies)
-                print(f"{name}: epoch {epoch}/{config.epochs}: {evaluated_on} {tests}", flush=True)
+    sweep: Sweep, compiled: Compiled, lanes: list[Lane], folder: Path, preset: str
+) -> list[dict[str, Any]]:
+    """Trains some networks in one program, or goes on with it: a record of each, and in `folder`.
+
+    Raises:
+        train.Stopped, runs.RunError, ValueError: as in train.py.
+    """
+    own = lanes[0]._asdict() if len(lanes) == 1 else {}
+    run_dir = folder / (sweep.name(lanes[0]) if own else "together")
+    resume = (run_dir / "config.json").exists()
+    config = dataclasses.replace(sweep.experiment, **own, run_dir=run_dir, resume=resume)
+    more = {"networks": [sweep.name(lane) for lane in lanes], "order": sweep.order}
+    run = Run(config, preset, more)
+    print(more["networks"][0] if own else f"{len(lanes)} networks together", file=sys.stderr)
+    trainee = several_networks(sweep, compiled, lanes)
+    stacked = build_lanes(compiled, lanes)
+    train.train(config, trainee, stacked, compiled.program.steps_per_epoch, run)
+    accuracy, records = f"{config.evaluated_on}_accuracy", []
+    for i, lane in enumerate(lanes):
+        metrics = [m | m["networks"][i] for m in run.metrics]
+        for m in metrics:
+            del m["networks"]
+        result = {
+            "preset": preset,
+            accuracy: metrics[-1][accuracy],
+            "epochs": config.epochs,
+            "seconds": round(sum(m["seconds"] for m in metrics), 2),
+        }
+        description = describe(dataclasses.replace(config, **lane._asdict()), preset) | more
+        records.append(result_record(description, result, metrics))
+        write_json(folder / f"{sweep.name(lane)}.json", records[-1])
     return records
 
 
-def _name(lane: Lane) -> str:
-    return f"γ={lane.gamma:g} τ={lane.threshold:g} seed {lane.seed}"
+# ---- All at once, or one after another ----------------------------------------------------------
 
 
-# ---- All at once, or one after another -----------------------------------------------------------
+def compile_step(sweep: Sweep, compiled: Compiled, lanes: list[Lane]) -> tuple[Any, int]:
+    """A step of these lanes that nothing ran yet, and the bytes it takes without the data set."""
+    stacked = jax.eval_shape(lambda: build_lanes(compiled, lanes))
+    batch = first_batch(sweep, compiled, lanes)
+    step = jax.jit(make_step(sweep, compiled.program), donate_argnums=0)
+    step = step.lower(stacked, compiled.train_data, batch).compile()
+    analysis = step.memory_analysis()
+    memory = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(stacked))
+    return step, memory + (int(analysis.temp_size_in_bytes) if analysis is not None else 0)
 
 
-def memory_needed(sweep: Sweep, data: datasets.Dataset, lanes: list[Lane]) -> int:
-    """Bytes on a device of the compiled step for these lanes, without the data set."""
-    program, carry = build_lanes(sweep, data, lanes)
-    train_data, _ = train.on_devices(data, program.mesh)
-    indices = train.shard(program.mesh, epoch_batches(sweep, lanes, len(data.train_images), 1)[0])
-    step = jax.jit(make_step(sweep, program), donate_argnums=0)
-    analysis = step.lower(carry, train_data, indices).compile().memory_analysis()
-    held = sum(array.nbytes for array in jax.tree.leaves(carry))
-    return held + int(analysis.temp_size_in_bytes) if analysis is not None else held
+def seconds_per_step(sweep: Sweep, compiled: Compiled, lanes: list[Lane], step: Any) -> float:
+    """Median of three times three steps, after the first three."""
+    stacked, batch, times = build_lanes(compiled, lanes), first_batch(sweep, compiled, lanes), []
+    for _ in range(4):
+        start = time.perf_counter()
+        for _ in range(3):
+            stacked, _ = step(stacked, compiled.train_data, batch)
+        jax.block_until_ready(stacked)
+        times.append((time.perf_counter() - start) / 3)
+    return float(np.median(times[1:]))
+
+
+def first_batch(sweep: Sweep, compiled: Compiled, lanes: list[Lane]) -> jax.Array:
+    indices = epoch_batches(sweep, lanes, len(compiled.train_data[0]), 1)[0]
+    return train.shard(compiled.program.mesh, indices)
 
 
 def memory_there() -> int:
@@ -179,45 +252,31 @@ def memory_there() -> int:
     return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def check_memory(sweep: Sweep, data: datasets.Dataset, lanes: list[Lane]) -> str:
-    """Says how much memory a network takes, from the compiled steps of one and of two.
+def all_together(sweep: Sweep, compiled: Compiled, lanes: list[Lane]) -> bool:
+    """Whether to train all lanes in one program: by `together`, memory and time; says why.
 
     Raises:
-        ValueError: where the lanes together need more than there is; says how many fit.
+        ValueError: where "yes" was asked for and the device has too little memory.
     """
-    one, two = (memory_needed(sweep, data, (lanes * 2)[:n]) for n in (1, 2))
-    there = memory_there() - sum(a.nbytes for a in (data.train_images, data.test_images))
-    each = max(two - one, 1)
-    needed = one + (len(lanes) - 1) * each
-    fit = max(int((there - one) // each) + 1, 0)
-    if needed > there:
+    if len(lanes) == 1 or sweep.together == "no":
+        return False
+    stacked, memory = compile_step(sweep, compiled, lanes)
+    data = jax.tree.leaves((compiled.train_data, compiled.test_data))
+    there = memory_there() - sum(array.nbytes for array in data)
+    each = memory // len(lanes)
+    fit = max(there, 0) // each
+    needs = f"{each / 2**20:.1f} MiB a network, {there / 2**30:.1f} GiB there: {fit:,} fit together"
+    if memory > there and sweep.together == "yes":
         raise ValueError(
-            f"{len(lanes)} networks need {needed / 2**30:.1f} GiB, the device has "
-            f"{there / 2**30:.1f} GiB: {fit} fit together. Use fewer --seeds, a smaller "
+            f"{len(lanes)} networks are too many ({needs}). Use fewer --seeds, a smaller "
             "--batch-size or --width, or --together no"
         )
-    return f"{each / 2**20:.1f} MiB a network; about {fit:,} fit in {there / 2**30:.1f} GiB"
-
-
-def seconds_per_step(sweep: Sweep, data: datasets.Dataset, lanes: list[Lane]) -> float:
-    """Median of three steps, after the one that compiles."""
-    program, carry = build_lanes(sweep, data, lanes)
-    train_data, _ = train.on_devices(data, program.mesh)
-    train_steps = train.make_train_steps(program, make_step(sweep, program))
-    batches = epoch_batches(sweep, lanes, len(data.train_images), 1)[:1]
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        carry, _ = train_steps(carry, train_data, batches)
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
-
-
-def faster_together(sweep: Sweep, data: datasets.Dataset, lanes: list[Lane]) -> bool:
-    if len(lanes) == 1:
-        return False
-    together = seconds_per_step(sweep, data, lanes)
-    alone = len(lanes) * seconds_per_step(sweep, data, lanes[:1])
+    print(needs, file=sys.stderr)
+    if memory > there or sweep.together == "yes":
+        return memory <= there
+    single, _ = compile_step(sweep, compiled, lanes[:1])
+    together = seconds_per_step(sweep, compiled, lanes, stacked)
+    alone = len(lanes) * seconds_per_step(sweep, compiled, lanes[:1], single)
     faster = "together" if together <= alone else "one after another"
     print(
         f"A step of {len(lanes)} networks takes {together:.3f} s together, {alone:.3f} s one after "
@@ -227,20 +286,17 @@ def faster_together(sweep: Sweep, data: datasets.Dataset, lanes: list[Lane]) -> 
     return together <= alone
 
 
-def run_sweep(sweep: Sweep, data: datasets.Dataset) -> list[dict[str, Any]]:
-    """Trains every lane the faster way; a record of each."""
-    lanes = sweep.lanes()
-    together = sweep.together == "yes"
-    if sweep.together != "no":
-        print(check_memory(sweep, data, lanes), file=sys.stderr)
-        together = together or faster_together(sweep, data, lanes)
-    # Compiled once for all groups of lanes, whose numbers are inputs: one group, or one lane each.
-    program, _ = train.build(sweep.experiment, data)
-    train_steps = train.make_train_steps(program, make_step(sweep, program))
-    evaluate = train.make_evaluate(program, vmapped=True)
-    groups = [lanes] if together else [[lane] for lane in lanes]
-    metrics = [m for g in groups for m in train_lanes(sweep, data, g, train_steps, evaluate)]
-    return [lane._asdict() | {"metrics": m} for lane, m in zip(lanes, metrics, strict=True)]
+def went_together(config: Experiment) -> bool:
+    """How the sweep that is to be resumed was trained.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    folder = config.run_dir or Path()
+    runs = {path.parent.name for path in folder.glob("*/config.json")}
+    if not runs:
+        raise ValueError(f"{folder} holds no sweep to resume")
+    return "together" in runs
 
 
 # ---- Command line -----------------------------------------------------------------------------
@@ -255,28 +311,34 @@ def main() -> None:
     config = sweep.experiment
     try:
         config.check()
-        sweep.lanes()
+        lanes = sweep.lanes()
         data = train.load_data(config)
         train.check_batch(config, len(data.train_images))
+        compiled = compile_sweep(sweep, data)
+        together = went_together(config) if config.resume else all_together(sweep, compiled, lanes)
         folder = new_folder(config, f"sweep-{preset}")
-        lanes = run_sweep(sweep, data)
     except (ValueError, OSError) as error:
         sys.exit(f"sweep.py: {error}")
-    except train.Stopped as stopped:
-        sys.exit(f"sweep.py: {stopped}")
-    seconds = round(time.perf_counter() - start, 2)
-    record = describe(config, preset) | {"order": sweep.order, "seconds": seconds, "lanes": lanes}
-    (folder / "sweep.json").write_text(json.dumps(record, indent=1) + "\n")
-    plot_sweep(lanes, config.gamma, config.threshold, folder / "figure1.png")
+    try:
+        groups = [lanes] if together else [[lane] for lane in lanes]
+        records = [r for g in groups for r in train_lanes(sweep, compiled, g, folder, preset)]
+    except (ValueError, RunError) as error:
+        sys.exit(f"sweep.py: {error}")
+    except (train.Stopped, KeyboardInterrupt) as stopped:
+        train.end(stopped, config, folder)
+    if sweep.gammas or sweep.thresholds:
+        plot_sweep(records, config.gamma, config.threshold, folder / "figure1.png")
+    else:
+        plot_comparison({preset: [r["metrics"] for r in records]}, folder / "figure2.png")
     accuracy = f"{config.evaluated_on}_accuracy"
-    best = max(lanes, key=lambda lane: lane["metrics"][-1][accuracy])
+    best = max(records, key=lambda record: record["result"][accuracy])
     result = {
         "preset": preset,
-        "networks": len(lanes),
+        "networks": len(records),
         "epochs": config.epochs,
-        "best": {k: best[k] for k in Lane._fields},
-        accuracy: best["metrics"][-1][accuracy],
-        "seconds": seconds,
+        "best": {k: best["config"][k] for k in Lane._fields},
+        accuracy: best["result"][accuracy],
+        "seconds": round(time.perf_counter() - start, 2),
         "run_dir": str(folder),
     }
     print(json.dumps(result))

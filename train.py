@@ -12,11 +12,13 @@ output is a JSON object with the result.
 
 import json
 import math
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,8 @@ from console import EpochBar, Interrupt
 from experiments import DEFAULT_PRESET, PRESETS, Experiment
 from models.binarynet import BinaryNet
 from runs import Run, RunError, save_weights
+
+State = TypeVar("State")
 
 
 class TrainState(NamedTuple):
@@ -274,43 +278,67 @@ def on_devices(data: datasets.Dataset, mesh: jax.sharding.Mesh) -> Any:
 # ---- The loop ---------------------------------------------------------------------------------
 
 
-def train(
-    config: Experiment,
-    data: datasets.Dataset,
-    program: Program,
-    state: TrainState,
-    run: Run,
-) -> float:
-    """Trains to the last epoch, from the run's newest checkpoint; returns the last accuracy."""
+class Trainee(NamedTuple):
+    """What the loop trains: a network; in sweep.py, many in one program.
+
+    `metrics` are those of the epoch's first steps; of a whole epoch, with the accuracies.
+    """
+
+    batches: Callable[[int], np.ndarray]  # epoch → indices, (steps, ..., batch)
+    train_steps: Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]  # → (state, losses)
+    metrics: Callable[[Any, int, bool], dict[str, Any]]  # state, steps, whether the epoch is over
+
+
+def one_network(config: Experiment, data: datasets.Dataset, program: Program) -> Trainee:
     train_data, test_data = on_devices(data, program.mesh)
     train_steps = make_train_steps(program, make_train_step(program, config))
     evaluate = make_evaluate(program)
-    accuracy = f"{config.evaluated_on}_accuracy"
+
+    def metrics(state: TrainState, steps: int, over: bool) -> dict[str, Any]:
+        means = epoch_means(state.sums, steps, config)
+        if over:
+            accuracy = evaluate(state, test_data, config.batch_size)
+            means[f"{config.evaluated_on}_accuracy"] = float(accuracy)
+        return means
+
+    return Trainee(
+        lambda epoch: epoch_batches(config, len(data.train_images), epoch),
+        lambda state, batches: train_steps(state, train_data, batches),
+        metrics,
+    )
+
+
+def train(
+    config: Experiment, trainee: Trainee, state: State, steps_per_epoch: int, run: Run
+) -> State:
+    """Trains to the last epoch, from the run's newest checkpoint; returns the last state.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM, with a checkpoint saved, and where a loss is not finite.
+    """
     with Interrupt() as interrupt, run:
-        state, step = run.restore(state, config, program.steps_per_epoch)
-        first_epoch, offset = divmod(step, program.steps_per_epoch)
+        state, step = run.restore(state, config, steps_per_epoch)
+        first_epoch, offset = divmod(step, steps_per_epoch)
         for epoch in range(first_epoch + 1, config.epochs + 1):
-            batches = epoch_batches(config, len(data.train_images), epoch)[offset:]
+            batches = trainee.batches(epoch)[offset:]
             start = time.perf_counter()
-            with EpochBar(epoch, config, program.steps_per_epoch, offset) as bar:
+            with EpochBar(epoch, config, steps_per_epoch, offset) as bar:
                 for chunk in chunks(batches):
                     if interrupt.signal:
                         run.save(state, step)
                         raise Stopped(
-                            f"Stopped at step {step} (epoch {epoch}): {run.how_to_resume()}",
-                            128 + interrupt.signal,
+                            f"Stopped at step {step} (epoch {epoch}).", 128 + interrupt.signal
                         )
-                    state, losses = train_steps(state, train_data, chunk)
+                    state, losses = trainee.train_steps(state, chunk)
                     check_finite(losses, step, epoch)
                     step, offset = step + len(chunk), offset + len(chunk)
-                    bar.show(epoch_means(state.sums, offset, config), len(chunk))
+                    bar.show(trainee.metrics(state, offset, False), len(chunk))
                 seconds, offset = time.perf_counter() - start, 0
                 metrics = {
                     "epoch": epoch,
                     "step": step,
-                    **epoch_means(state.sums, program.steps_per_epoch, config),
-                    accuracy: float(evaluate(state, test_data, config.batch_size)),
-                    "images_per_second": batches.size / seconds,
+                    **trainee.metrics(state, steps_per_epoch, True),
+                    "images_per_second": len(batches) * config.batch_size / seconds,
                     "seconds": time.perf_counter() - start,
                 }
                 bar.show(metrics, 0)
@@ -318,8 +346,7 @@ def train(
             if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
                 run.save(state, step)
             bar.report(metrics)
-        save_weights(nnx.merge_state(state.params, state.batch_stats), run.folder / "weights.npz")
-    return run.metrics[-1][accuracy]
+    return state
 
 
 def epoch_batches(config: Experiment, number: int, epoch: int) -> np.ndarray:
@@ -337,10 +364,12 @@ def chunks(batches: np.ndarray) -> list[np.ndarray]:
 
 
 def check_finite(losses: np.ndarray, step: int, epoch: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses))
+    bad = np.argwhere(~np.isfinite(losses))
     if bad.size:
+        network = f" of network {bad[0][1] + 1}" if losses.ndim == 2 else ""
         raise Stopped(
-            f"The loss is {losses[bad[0]]} at step {step + bad[0] + 1} (epoch {epoch}): "
+            f"The loss{network} is {losses[tuple(bad[0])]} at step {step + bad[0][0] + 1} "
+            f"(epoch {epoch}): "
             "stopped. Lower --learning-rate, or look at the data."
         )
 
@@ -383,25 +412,40 @@ def main() -> None:
     kernels = jax.tree.leaves(binary_layers(state.params, program.labels))
     binary_parameters = sum(kernel.size for kernel in kernels)
     try:
-        accuracy = train(config, data, program, state, run)
+        trainee = one_network(config, data, program)
+        state = train(config, trainee, state, program.steps_per_epoch, run)
     except RunError as error:
         sys.exit(f"train.py: {error}")
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.status)
-    except KeyboardInterrupt:
-        print(f"Stopped at once: {run.how_to_resume()}", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        end(stopped, config, run.folder)
+    save_weights(nnx.merge_state(state.params, state.batch_stats), run.folder / "weights.npz")
+    accuracy = f"{config.evaluated_on}_accuracy"
+    seconds = time.perf_counter() - start
+    if config.resume:  # the epochs of all processes, without what starting them took
+        seconds = sum(metrics["seconds"] for metrics in run.metrics)
     result = {
         "preset": preset,
-        f"{config.evaluated_on}_accuracy": accuracy,
+        accuracy: run.metrics[-1][accuracy],
         "epochs": config.epochs,
-        "seconds": round(time.perf_counter() - start, 2),
+        "seconds": round(seconds, 2),
         "binary_parameters": binary_parameters,
         "run_dir": str(run.folder),
     }
     run.write_result(result)
     print(json.dumps(result))
+
+
+def end(stopped: Stopped | KeyboardInterrupt, config: Experiment, folder: Path) -> NoReturn:
+    """Ends a stopped process with its status, saying how to go on where that may help."""
+    if not isinstance(stopped, Stopped):
+        stopped = Stopped("Stopped at once, without a checkpoint.", 128 + signal.SIGINT)
+    print(stopped, file=sys.stderr)
+    if stopped.status > 128:
+        command = ["python", *sys.argv]
+        if not config.resume:
+            command += [f"--run-dir={folder}", "--resume"]
+        print(f"Go on with\n  {shlex.join(command)}", file=sys.stderr)
+    sys.exit(stopped.status)
 
 
 def split_preset(program: str, default: str) -> tuple[str, list[str]]:

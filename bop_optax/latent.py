@@ -5,6 +5,7 @@ the paper compares with puts these two transforms behind it, in this order.
 """
 
 import math
+from numbers import Real
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def scale_by_glorot() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(scale, updates))
 
 
-def clip_latent(limit: float = 1.0) -> optax.GradientTransformation:
+def clip_latent(limit: float | jax.Array = 1.0) -> optax.GradientTransformation:
     r"""Keeps latent weights in [−`limit`, `limit`]: a ceiling on the inertia they gather.
 
     A weight's magnitude does nothing but resist a change of its sign. Clipping bounds that
@@ -54,14 +55,15 @@ def clip_latent(limit: float = 1.0) -> optax.GradientTransformation:
         u \leftarrow \operatorname{clip}(w + u, -\text{limit}, \text{limit}) - w
 
     Args:
-        limit: > 0, 1 in practice. Lower makes every weight quicker to flip.
+        limit: > 0, 1 in practice; a number or a traced scalar. Lower makes every weight quicker
+            to flip.
 
     Returns:
         A stateless transform, the last of a chain; `update` needs `params`. Weights end in the
         range to within rounding.
 
     Raises:
-        ValueError: for a `limit` that is not above 0, and in `update` without `params`.
+        ValueError: for a number `limit` that is not above 0, and in `update` without `params`.
 
     Example:
         >>> weights = jnp.array([0.5, -0.5])
@@ -73,7 +75,7 @@ def clip_latent(limit: float = 1.0) -> optax.GradientTransformation:
         Courbariaux et al. Binarized Neural Networks. 2016, arXiv:1602.02830, algorithm 1.
         Helwegen et al. Latent Weights Do Not Exist. 2019, arXiv:1906.02107, section 3.
     """
-    if not limit > 0:
+    if isinstance(limit, Real) and not limit > 0:
         raise ValueError(f"limit must be above 0, got {limit=}; 1.0 is the usual one")
 
     def clip(update: jax.Array, weight: jax.Array) -> jax.Array:

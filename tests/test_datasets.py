@@ -229,6 +229,23 @@ def test_real_cifar10_has_the_published_statistics():
 # ---- On the device ------------------------------------------------------------------------------
 
 
+def test_held_out_images_are_no_longer_trained_on():
+    data = datasets.digits()
+    held = datasets.hold_out(data, 200)
+    assert [len(x) for x in (held.train_images, held.train_labels)] == [1237, 1237]
+    assert [len(x) for x in (held.test_images, held.test_labels)] == [200, 200]
+
+    def rows(images, labels):
+        return sorted(zip(map(bytes, images), labels, strict=True))
+
+    both = [*rows(held.train_images, held.train_labels), *rows(held.test_images, held.test_labels)]
+    assert sorted(both) == rows(data.train_images, data.train_labels)
+    np.testing.assert_array_equal(datasets.hold_out(data, 200).test_images, held.test_images)
+    for number in (0, 1437):
+        with pytest.raises(ValueError, match=f"--held-out must be from 1 to 1436, .* got {number}"):
+            datasets.hold_out(data, number)
+
+
 def test_scale_maps_bytes_to_plus_minus_one():
     x = datasets.scale(np.arange(256, dtype=np.uint8))
     assert (x[0], x[255], x.dtype) == (-1, 1, np.float32)

@@ -42,6 +42,13 @@ def test_clip_latent(limit, dtype):
     )
 
 
+def test_clip_latent_by_several_limits_at_once():
+    limits, weights = jnp.array([0.25, 1.0]), jnp.array([0.5, -2.0])
+    zeros, state = jnp.zeros(2), optax.EmptyState()
+    updates = jax.vmap(lambda limit: clip_latent(limit).update(zeros, state, weights)[0])(limits)
+    np.testing.assert_array_equal(weights + updates, [[0.25, -0.25], [0.5, -1.0]])
+
+
 def test_clip_latent_errors():
     for limit in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="limit must be above 0, got limit="):

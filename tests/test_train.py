@@ -233,6 +233,8 @@ def test_a_loss_that_is_not_finite_names_its_step():
     train.check_finite(np.array([1.0, 2.0]), 0, 1)
     with pytest.raises(train.Stopped, match=r"The loss is nan at step 12 \(epoch 3\)"):
         train.check_finite(np.array([1.0, np.nan, np.inf]), 10, 3)
+    with pytest.raises(train.Stopped, match="The loss of network 2 is inf at step 1 "):
+        train.check_finite(np.array([[1.0, np.inf]]), 0, 1)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
