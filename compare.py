@@ -11,17 +11,19 @@ is a process of train.py with a core to itself, and its record goes to the folde
 import itertools
 import json
 import os
-import queue
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
+
+from runs import read_result
 
 METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-bop-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
@@ -29,6 +31,7 @@ METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-sgd-small": {"latent_learning_rate": (1.0, 0.1, 0.01), "momentum": (0.9, 0.99)},
 }
 """For each preset, the values of its two hyperparameters."""
+PINNED = hasattr(os, "sched_setaffinity")  # XLA on one core each is faster than two on two
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,9 @@ def options(values: dict[str, Any]) -> list[str]:
 
 def best_point(comparison: Comparison, preset: str) -> dict[str, float]:
     """The hyperparameters of the search's best run, by its accuracy on the images held out."""
-    records = [json.loads(j.record.read_text()) for j in search_jobs(comparison, preset)]
-    best = max(records, key=lambda r: r["result"]["validation_accuracy"])
-    return {name: best["config"][name] for name in METHODS[preset]}
+    records = [read_result(job.record) for job in search_jobs(comparison, preset)]
+    best, _ = max(records, key=lambda r: r[1]["result"]["validation_accuracy"])
+    return {name: getattr(best, name) for name in METHODS[preset]}
 
 
 def run_jobs(comparison: Comparison, jobs: Sequence[Job], common: list[str]) -> None:
@@ -104,36 +107,30 @@ def run_jobs(comparison: Comparison, jobs: Sequence[Job], common: list[str]) -> 
     Raises:
         RuntimeError: for a run that fails, with what it said.
     """
-    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
-    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    for i in range(comparison.jobs):
-        cores.put(available[i % len(available)] if available else 0)
+    cores = itertools.cycle(sorted(os.sched_getaffinity(0)) if PINNED else [0])
 
-    def run(job: Job) -> None:
-        core = cores.get()
+    def pin() -> None:
+        if PINNED:
+            os.sched_setaffinity(0, {next(cores)})  # of this thread, and of what it starts
+
+    todo = [job for job in jobs if not job.record.exists()]
+    with ThreadPoolExecutor(comparison.jobs, initializer=pin) as pool:
         try:
-            run_job(comparison, job, common, core if available else None)
-        finally:
-            cores.put(core)
-
-    with ThreadPoolExecutor(comparison.jobs) as pool:
-        for _ in pool.map(run, [job for job in jobs if not job.record.exists()]):
-            pass
+            for done in as_completed([pool.submit(run_job, comparison, j, common) for j in todo]):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def run_job(comparison: Comparison, job: Job, common: list[str], core: int | None) -> None:
+def run_job(comparison: Comparison, job: Job, common: list[str]) -> None:
     folder = comparison.runs / job.record.relative_to(comparison.results).with_suffix("")
     if not (folder / "result.json").exists():
         script = str(Path(__file__).with_name("train.py"))
         command = [sys.executable, script, *job.arguments, *common, f"--run-dir={folder}"]
         if (folder / "config.json").exists():
             command.append("--resume")
-        process = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
-        )
+        process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{process.stderr}")
     job.record.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +148,11 @@ def main() -> None:
         jobs = [seed_jobs(comparison, preset, point) for preset, point in best.items()]
         # By seed, so that a comparison that is stopped has all methods.
         run_jobs(comparison, [j for seed in zip(*jobs, strict=True) for j in seed], common)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, OSError) as error:
         sys.exit(f"compare.py: {error}")
+    except KeyboardInterrupt:
+        print("Stopped: the same command goes on.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     print(json.dumps({"best": best}))
 
 

@@ -1,83 +1,176 @@
-"""Writes the README's results table from results/: `python report.py`.
+"""Writes the README's tables and the figures from what runs measured: `python report.py`.
 
-results/NAME/*.json are the result.json of finished runs, one file a seed.
+results/NAME/*.json                  result.json of train.py, one file a seed
+results/search/PRESET/*.json         the same, of compare.py's search
+results/latent_weights/PRESET/*.json latent_weights.json of latent_weights.py
+results/sweep/*.json                 the networks of sweep.py
 """
 
-import json
+import re
 import statistics
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments import PRESETS
+from experiments import PRESETS, Experiment
+from figures import plot_comparison, plot_sweep
+from runs import read_result
 
 ROOT = Path(__file__).parent
-START, END = "<!-- results: python report.py -->\n", "<!-- end of results -->"
 
 
-def load_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The records of each experiment by its folder's name.
+class Result(NamedTuple):
+    """One JSON file of results/."""
+
+    path: Path
+    config: Experiment
+    record: dict[str, Any]
+
+    def options(self, leave_out: Sequence[str] = ("seed",)) -> str:
+        """What follows "python train.py" to get this run, without its seed."""
+        preset = self.record["preset"]
+        options = [preset]
+        for field in fields(Experiment):
+            value, name = getattr(self.config, field.name), field.name.replace("_", "-")
+            if field.name in leave_out or value == getattr(PRESETS[preset][1], field.name):
+                continue
+            flag = f"--{name}" if value else f"--no-{name}"
+            options.append(flag if isinstance(value, bool) else f"--{name} {value}")
+        return " ".join(options)
+
+    @property
+    def accuracy(self) -> float:
+        """The last accuracy, in percent."""
+        return 100 * self.record["result"][f"{self.config.evaluated_on}_accuracy"]
+
+
+def load_results(folder: Path, pattern: str = "*/*.json") -> dict[str, list[Result]]:
+    """The results of each experiment, by its folder's name.
 
     Raises:
-        ValueError: for a file that is not such a record, or seeds of different experiments in one
-            folder.
+        ValueError: for a file that is not such a record or of another version.
     """
-    results: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*/*.json")):
-        try:
-            record = json.loads(path.read_text())
-            for name in ("test_accuracy", "seconds"):
-                record["result"][name] = float(record["result"][name])
-            record["command"] = command(record)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
-        records = results.setdefault(path.parent.name, [])
-        if records and records[0]["command"] != record["command"]:
-            raise ValueError(f"{path} is of another experiment than its neighbours")
-        records.append(record)
+    results: dict[str, list[Result]] = {}
+    for path in sorted(folder.glob(pattern)):
+        result = Result(path, *read_result(path))
+        results.setdefault(path.parent.name, []).append(result)
     return results
 
 
-def command(record: dict[str, Any]) -> str:
-    """The command line that a record came from, without its seed."""
-    default = PRESETS[record["preset"]][1]
-    options = [
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in record["config"].items()
-        if name != "seed" and value != getattr(default, name)
-    ]
-    return " ".join(["train.py", record["preset"], *options])
+# ---- Tables -----------------------------------------------------------------------------------
 
 
-def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """A Markdown table, a row an experiment."""
-    rows = [
-        "| command | what it is | test accuracy here | seeds | epochs | seconds | device |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for records in results.values():
-        accuracies = [100 * r["result"]["test_accuracy"] for r in records]
-        accuracy = f"{statistics.mean(accuracies):.2f}"
-        if len(records) > 1:
-            accuracy += f" ± {statistics.stdev(accuracies):.2f}"
-        first, device = records[0], records[0]["device"]
-        cells = (
-            f"`{first['command']}`",
-            PRESETS[first["preset"]][0],
-            f"{accuracy} %",
-            len(records),
-            first["config"]["epochs"],
-            f"{statistics.median(r['result']['seconds'] for r in records):,.0f}",
-            f"{device['count']} × {device['kind']}",
+def tables(folder: Path) -> dict[str, str]:
+    """The README's tables by name, as Markdown."""
+    runs = load_results(folder)
+    runs.pop("sweep", None)
+    return {
+        "runs": runs_table(runs),
+        "search": search_table(load_results(folder / "search")),
+        "latent weights": latent_table(load_results(folder / "latent_weights")),
+    }
+
+
+def runs_table(results: dict[str, list[Result]]) -> str:
+    """A row an experiment.
+
+    Raises:
+        ValueError: where a folder holds different experiments.
+    """
+    rows = []
+    for runs in results.values():
+        first = runs[0]
+        for run in runs:
+            if run.options() != first.options():
+                raise ValueError(f"{run.path} is of another experiment than {first.path.name}")
+        rows.append(
+            (
+                f"`train.py {first.options()}`",
+                PRESETS[first.record["preset"]][0],
+                mean([run.accuracy for run in runs]),
+                len(runs),
+                first.config.epochs,
+                f"{statistics.median(r.record['result']['seconds'] for r in runs):,.0f}",
+                f"{first.record['device']['count']} × {first.record['device']['kind']}",
+            )
         )
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(rows) + "\n"
+    columns = (
+        "command",
+        "what it is",
+        "test accuracy here",
+        "seeds",
+        "epochs",
+        "seconds",
+        "device",
+    )
+    return markdown(columns, rows)
 
 
-def with_table(readme: str, results: dict[str, list[dict[str, Any]]]) -> str:
-    before, rest = readme.split(START)
-    return before + START + table(results) + END + rest.split(END)[1]
+def search_table(results: dict[str, list[Result]]) -> str:
+    """A row a method: its best point, and how the others did."""
+    rows = []
+    for points in results.values():
+        best, *others = sorted(points, key=lambda point: -point.accuracy)
+        rows.append(
+            (
+                f"`{best.options(('seed', 'held_out'))}`",
+                f"{best.accuracy:.2f} %",
+                ", ".join(f"{point.accuracy:.1f}" for point in others),
+            )
+        )
+    return markdown(("best point", "validation accuracy", "the other points"), rows)
+
+
+def latent_table(results: dict[str, list[Result]]) -> str:
+    """A row a preset: test accuracy with binary and with latent weights, by which statistics."""
+    rows, names = [], []
+    for runs in results.values():
+        accuracies = [run.record["latent_weights"] for run in runs]
+        names = list(accuracies[0])
+        cells = [mean([100 * a[name]["test"] for a in accuracies]) for name in names]
+        rows.append((f"`{runs[0].options()}`", *cells, len(runs)))
+    return markdown(("trained by", *names, "seeds"), rows)
+
+
+def mean(percentages: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(percentages):.2f}" if len(percentages) > 1 else ""
+    return f"{statistics.mean(percentages):.2f}{spread} %"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+
+
+def with_tables(readme: str, named: dict[str, str]) -> str:
+    """The README with each table between its marks, `<!-- NAME: python report.py -->`."""
+    for name, table in named.items():
+        pattern = rf"(<!-- {name}: python report.py -->\n).*?(<!-- end of {name} -->)"
+        readme, found = re.subn(pattern, rf"\g<1>{table}\g<2>", readme, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"the README has {found} places for the table {name!r}")
+    return readme
+
+
+# ---- Figures ----------------------------------------------------------------------------------
+
+
+def draw(folder: Path, into: Path) -> None:
+    """Figures 1 and 2, as far as there are results."""
+    results = load_results(folder)
+    if "sweep" in results:
+        preset = PRESETS[results["sweep"][0].record["preset"]][1]
+        records = [result.record for result in results["sweep"]]
+        plot_sweep(records, preset.gamma, preset.threshold, into / "figure1.png")
+    for suffix in ("", "-small"):
+        names = [f"cifar10-{method}{suffix}" for method in ("bop", "adam", "sgd")]
+        curves = {n: [r.record["metrics"] for r in results[n]] for n in names if n in results}
+        if curves:
+            plot_comparison(curves, into / f"figure2{suffix}.png")
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(with_table(path.read_text(), load_results(ROOT / "results")))
+    readme, results = ROOT / "README.md", ROOT / "results"
+    readme.write_text(with_tables(readme.read_text(), tables(results)))
+    draw(results, results)

@@ -1,0 +1,84 @@
+"""compare.py: a search on images held out, then seeds of its best point, each a run of train.py."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+
+import compare
+from compare import METHODS, Comparison, Job
+from experiments import PRESETS
+from runs import read_result
+
+TINY = [
+    "--dataset=digits",
+    "--width=4",
+    "--units=8",
+    "--stages=1",
+    "--epochs=1",
+    "--batch-size=64",
+    "--pad=1",
+]
+
+
+def test_every_method_has_a_grid_of_the_same_size_around_its_own_fields():
+    sizes = []
+    for preset, grid in METHODS.items():
+        assert len(grid) == 2
+        for name, values in grid.items():
+            for value in values:
+                dataclasses.replace(PRESETS[preset][1], **{name: value}).check()
+        sizes.append([len(values) for values in grid.values()])
+    assert sizes == [[3, 2]] * 3
+
+
+def test_what_is_compared_differs_in_the_optimizer_alone():
+    own = {"optimizer", "gamma", "threshold", "latent_learning_rate", "b1", "momentum"}
+    configs = [PRESETS[preset][1] for preset in METHODS]
+    for field in dataclasses.fields(configs[0]):
+        if field.name not in own:
+            assert len({getattr(config, field.name) for config in configs}) == 1, field.name
+
+
+def test_a_comparison_from_search_to_seeds(tmp_path, monkeypatch, capsys):
+    """Two points, then two seeds of the better one; started again, it has nothing to do."""
+    monkeypatch.setattr(compare, "METHODS", {"cifar10-bop-small": {"gamma": (1e-2, 1e-5)}})
+    places = [f"--results={tmp_path / 'results'}", f"--runs={tmp_path / 'runs'}"]
+    options = ["--held-out=300", "--seeds", "1", "2", "--jobs=2", *places, *TINY]
+    monkeypatch.setattr(sys, "argv", ["compare.py", *options])
+    compare.main()
+    best = json.loads(capsys.readouterr().out.splitlines()[-1])["best"]["cifar10-bop-small"]
+
+    search = tmp_path / "results" / "search" / "cifar10-bop-small"
+    points = [read_result(search / f"gamma={gamma:g}.json") for gamma in (1e-2, 1e-5)]
+    assert {(c.gamma, c.seed, c.held_out) for c, _ in points} == {(1e-2, 0, 300), (1e-5, 0, 300)}
+    accuracies = {c.gamma: r["result"]["validation_accuracy"] for c, r in points}
+    assert best == {"gamma": max(accuracies, key=accuracies.__getitem__)}
+    for seed in (1, 2):
+        path = tmp_path / "results" / "cifar10-bop-small" / f"seed{seed}.json"
+        config, record = read_result(path)
+        assert (config.gamma, config.seed, config.held_out) == (best["gamma"], seed, 0)
+        assert "test_accuracy" in record["result"]
+
+    before = sorted(p.stat().st_mtime_ns for p in tmp_path.rglob("*"))
+    compare.main()
+    assert capsys.readouterr().out.splitlines()[:-1] == []
+    assert sorted(p.stat().st_mtime_ns for p in tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_fails_ends_the_comparison(tmp_path):
+    comparison = Comparison(results=tmp_path / "results", runs=tmp_path / "runs", jobs=1)
+    jobs = [Job(comparison.results / f"{i}.json", ["no-such-preset"]) for i in range(3)]
+    with pytest.raises(RuntimeError, match="unknown preset 'no-such-preset'"):
+        compare.run_jobs(comparison, jobs, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_point_is_that_of_records_of_this_version(tmp_path):
+    comparison = Comparison(results=tmp_path)
+    for job in compare.search_jobs(comparison, "cifar10-sgd-small"):
+        job.record.parent.mkdir(parents=True, exist_ok=True)
+        job.record.write_text("{}")
+    with pytest.raises(ValueError, match=r"is not the result.json of a run"):
+        compare.best_point(comparison, "cifar10-sgd-small")
