@@ -17,6 +17,7 @@ def read(name):
     return notebook
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_runs(name):
     """The notebook's own assertions hold, too."""
