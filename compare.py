@@ -5,7 +5,7 @@
 All methods train the same network on the same images for the same epochs. First a grid over each
 method's two hyperparameters is judged on training images that are held out. Then the best point
 trains on all training images with other seeds, and these runs alone see the test images. Every run
-is a process of train.py with a core to itself, and its record goes to the folder of results.
+is a process of train.py with a core to itself; its record goes to FOLDER/results/.
 """
 
 import itertools
@@ -46,46 +46,38 @@ class Comparison:
     """Seeds of the runs that are reported."""
     jobs: int = os.cpu_count() or 1
     """Runs at a time, each on a CPU core of its own."""
-    results: Path = Path("results")
-    """Where records go: PRESET/seed1.json, ..., and search/PRESET/*.json."""
-    runs: Path = Path("runs", "compare")
-    """Where the runs keep their folders."""
+    folder: Path = Path("runs", "compare")
+    """Where everything goes; results/ in it has the records."""
 
 
 class Job(NamedTuple):
-    """A run of train.py, by the place of its record."""
+    """A run of train.py, by its folder and the place of its record."""
 
+    folder: Path
     record: Path
     arguments: list[str]
 
 
+def job(comparison: Comparison, name: str, arguments: list[str]) -> Job:
+    record = comparison.folder / "results" / f"{name}.json"
+    return Job(comparison.folder / name, record, arguments)
+
+
 def search_jobs(comparison: Comparison, preset: str) -> list[Job]:
     """One run for every point of the preset's grid."""
-    grid = METHODS[preset]
-    jobs = []
+    grid, jobs = METHODS[preset], []
     for point in itertools.product(*grid.values()):
         values = dict(zip(grid, point, strict=True))
         name = "-".join(f"{k}={v:g}" for k, v in values.items())
-        jobs.append(
-            Job(
-                comparison.results / "search" / preset / f"{name}.json",
-                [
-                    preset,
-                    *options(values | {"held_out": comparison.held_out}),
-                    f"--seed={comparison.search_seed}",
-                ],
-            )
-        )
+        values |= {"held_out": comparison.held_out, "seed": comparison.search_seed}
+        jobs.append(job(comparison, f"search/{preset}/{name}", [preset, *options(values)]))
     return jobs
 
 
 def seed_jobs(comparison: Comparison, preset: str, best: dict[str, float]) -> list[Job]:
     """One run for every seed, at the best point of the search."""
     return [
-        Job(
-            comparison.results / preset / f"seed{seed}.json",
-            [preset, *options(best), f"--seed={seed}"],
-        )
+        job(comparison, f"{preset}/seed{seed}", [preset, *options(best | {"seed": seed})])
         for seed in comparison.seeds
     ]
 
@@ -113,36 +105,51 @@ def run_jobs(comparison: Comparison, jobs: Sequence[Job], common: list[str]) -> 
         if PINNED:
             os.sched_setaffinity(0, {next(cores)})  # of this thread, and of what it starts
 
-    todo = [job for job in jobs if not job.record.exists()]
+    todo = [j for j in jobs if not j.record.exists()]
     with ThreadPoolExecutor(comparison.jobs, initializer=pin) as pool:
         try:
-            for done in as_completed([pool.submit(run_job, comparison, j, common) for j in todo]):
+            for done in as_completed([pool.submit(run_job, j, common) for j in todo]):
                 done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def run_job(comparison: Comparison, job: Job, common: list[str]) -> None:
-    folder = comparison.runs / job.record.relative_to(comparison.results).with_suffix("")
-    if not (folder / "result.json").exists():
+def run_job(job: Job, common: list[str]) -> None:
+    if not (job.folder / "result.json").exists():
         script = str(Path(__file__).with_name("train.py"))
-        command = [sys.executable, script, *job.arguments, *common, f"--run-dir={folder}"]
-        if (folder / "config.json").exists():
+        command = [sys.executable, script, *job.arguments, *common, f"--run-dir={job.folder}"]
+        if (job.folder / "config.json").exists():
             command.append("--resume")
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{process.stderr}")
     job.record.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "result.json", job.record)
+    shutil.copy(job.folder / "result.json", job.record)
     result = json.loads(job.record.read_text())["result"]
     accuracies = ", ".join(f"{k} {v:.2%}" for k, v in result.items() if k.endswith("accuracy"))
     print(f"{job.record}: {accuracies} in {result['seconds']:,.0f} s", flush=True)
 
 
+def check_same(comparison: Comparison, common: list[str]) -> None:
+    """Notes in the folder what is compared.
+
+    Raises:
+        ValueError: for a folder that holds another comparison; seeds may be added to one.
+    """
+    ours = {"methods": METHODS, "held_out": comparison.held_out, "train.py": common}
+    ours = json.loads(json.dumps(ours | {"search_seed": comparison.search_seed}))
+    path = comparison.folder / "comparison.json"
+    if path.exists() and json.loads(path.read_text()) != ours:
+        raise ValueError(f"{path} is of another comparison: choose another --folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(ours, indent=1) + "\n")
+
+
 def main() -> None:
     comparison, common = tyro.cli(Comparison, return_unknown_args=True)
     try:
+        check_same(comparison, common)
         run_jobs(comparison, [j for p in METHODS for j in search_jobs(comparison, p)], common)
         best = {preset: best_point(comparison, preset) for preset in METHODS}
         jobs = [seed_jobs(comparison, preset, point) for preset, point in best.items()]

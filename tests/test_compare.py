@@ -44,8 +44,8 @@ def test_what_is_compared_differs_in_the_optimizer_alone():
 def test_a_comparison_from_search_to_seeds(tmp_path, monkeypatch, capsys):
     """Two points, then two seeds of the better one; started again, it has nothing to do."""
     monkeypatch.setattr(compare, "METHODS", {"cifar10-bop-small": {"gamma": (1e-2, 1e-5)}})
-    places = [f"--results={tmp_path / 'results'}", f"--runs={tmp_path / 'runs'}"]
-    options = ["--held-out=300", "--seeds", "1", "2", "--jobs=2", *places, *TINY]
+    place = f"--folder={tmp_path}"
+    options = ["--held-out=300", "--seeds", "1", "2", "--jobs=2", place, *TINY]
     monkeypatch.setattr(sys, "argv", ["compare.py", *options])
     compare.main()
     best = json.loads(capsys.readouterr().out.splitlines()[-1])["best"]["cifar10-bop-small"]
@@ -61,22 +61,25 @@ def test_a_comparison_from_search_to_seeds(tmp_path, monkeypatch, capsys):
         assert (config.gamma, config.seed, config.held_out) == (best["gamma"], seed, 0)
         assert "test_accuracy" in record["result"]
 
-    before = sorted(p.stat().st_mtime_ns for p in tmp_path.rglob("*"))
+    runs = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*/**/*.json")}
     compare.main()
     assert capsys.readouterr().out.splitlines()[:-1] == []
-    assert sorted(p.stat().st_mtime_ns for p in tmp_path.rglob("*")) == before
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*/**/*.json")} == runs
+    monkeypatch.setattr(sys, "argv", ["compare.py", *options, "--width=5"])
+    with pytest.raises(SystemExit, match="another comparison: choose another --folder"):
+        compare.main()
 
 
 def test_a_run_that_fails_ends_the_comparison(tmp_path):
-    comparison = Comparison(results=tmp_path / "results", runs=tmp_path / "runs", jobs=1)
-    jobs = [Job(comparison.results / f"{i}.json", ["no-such-preset"]) for i in range(3)]
+    comparison = Comparison(folder=tmp_path, jobs=1)
+    jobs = [Job(tmp_path / f"{i}", tmp_path / f"{i}.json", ["no-such-preset"]) for i in range(3)]
     with pytest.raises(RuntimeError, match="unknown preset 'no-such-preset'"):
         compare.run_jobs(comparison, jobs, [])
     assert not list(tmp_path.iterdir())
 
 
 def test_the_best_point_is_that_of_records_of_this_version(tmp_path):
-    comparison = Comparison(results=tmp_path)
+    comparison = Comparison(folder=tmp_path)
     for job in compare.search_jobs(comparison, "cifar10-sgd-small"):
         job.record.parent.mkdir(parents=True, exist_ok=True)
         job.record.write_text("{}")
