@@ -11,8 +11,8 @@ is a process of train.py with a core to itself; its record goes to FOLDER/result
 import itertools
 import json
 import os
-import shutil
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from runs import read_result
+from runs import read_result, write_json
 
+PINNED = hasattr(os, "sched_setaffinity")  # XLA on one core each is faster than two on two
 METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-bop-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
     "cifar10-adam-small": {"latent_learning_rate": (1e-2, 1e-3, 1e-4), "b1": (0.9, 0.99)},
     "cifar10-sgd-small": {"latent_learning_rate": (1.0, 0.1, 0.01), "momentum": (0.9, 0.99)},
 }
 """For each preset, the values of its two hyperparameters."""
-PINNED = hasattr(os, "sched_setaffinity")  # XLA on one core each is faster than two on two
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Comparison:
     """Seed of the search."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of the runs that are reported."""
-    jobs: int = os.cpu_count() or 1
-    """Runs at a time, each on a CPU core of its own."""
+    jobs: int = len(os.sched_getaffinity(0)) if PINNED else os.cpu_count() or 1
+    """Runs at a time, each on a CPU core of its own; 1 on a GPU."""
     folder: Path = Path("runs", "compare")
     """Where everything goes; results/ in it has the records."""
 
@@ -94,73 +94,111 @@ def best_point(comparison: Comparison, preset: str) -> dict[str, float]:
 
 
 def run_jobs(comparison: Comparison, jobs: Sequence[Job], common: list[str]) -> None:
-    """Runs what has no record yet, several at a time.
+    """Runs what has no record yet, several at a time; ends those under way when one fails.
 
     Raises:
         RuntimeError: for a run that fails, with what it said.
+        ValueError: for a record that is damaged or of another version.
     """
     cores = itertools.cycle(sorted(os.sched_getaffinity(0)) if PINNED else [0])
+    under_way: set[subprocess.Popen[str]] = set()
 
     def pin() -> None:
         if PINNED:
             os.sched_setaffinity(0, {next(cores)})  # of this thread, and of what it starts
 
+    for done in [j for j in jobs if j.record.exists()]:
+        read_result(done.record)
     todo = [j for j in jobs if not j.record.exists()]
     with ThreadPoolExecutor(comparison.jobs, initializer=pin) as pool:
         try:
-            for done in as_completed([pool.submit(run_job, j, common) for j in todo]):
+            for done in as_completed([pool.submit(run_job, j, common, under_way) for j in todo]):
                 done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(under_way):
+                process.terminate()  # train.py saves a checkpoint
             raise
 
 
-def run_job(job: Job, common: list[str]) -> None:
+def run_job(job: Job, common: list[str], under_way: set[subprocess.Popen[str]]) -> None:
     if not (job.folder / "result.json").exists():
         script = str(Path(__file__).with_name("train.py"))
         command = [sys.executable, script, *job.arguments, *common, f"--run-dir={job.folder}"]
         if (job.folder / "config.json").exists():
             command.append("--resume")
-        process = subprocess.run(command, capture_output=True, text=True)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+            under_way.add(process)
+            try:
+                _, errors = process.communicate()
+            finally:
+                under_way.discard(process)
         if process.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{process.stderr}")
+            raise RuntimeError(f"{' '.join(command)}\n{errors}")
+    _, record = read_result(job.folder / "result.json")
     job.record.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(job.folder / "result.json", job.record)
-    result = json.loads(job.record.read_text())["result"]
+    write_json(job.record, record)
+    result = record["result"]
     accuracies = ", ".join(f"{k} {v:.2%}" for k, v in result.items() if k.endswith("accuracy"))
     print(f"{job.record}: {accuracies} in {result['seconds']:,.0f} s", flush=True)
 
 
-def check_same(comparison: Comparison, common: list[str]) -> None:
+def check(comparison: Comparison, common: list[str]) -> None:
     """Notes in the folder what is compared.
 
     Raises:
-        ValueError: for a folder that holds another comparison; seeds may be added to one.
+        ValueError: for numbers out of range, for options that the comparison itself sets, and for a
+            folder that holds another comparison. Seeds may be added to one.
     """
+    if comparison.held_out < 1 or comparison.jobs < 1:
+        raise ValueError("--held-out and --jobs must be at least 1")
+    if not comparison.seeds or len(set(comparison.seeds)) < len(comparison.seeds):
+        raise ValueError(f"--seeds must be different, at least one: {comparison.seeds}")
+    names = {name for grid in METHODS.values() for name in grid}
+    names |= {"seed", "held_out", "optimizer", "run_dir", "resume"}
+    given = {argument.split("=")[0].strip("-").replace("-", "_") for argument in common}
+    if names & given:
+        raise ValueError(f"the comparison itself sets --{', --'.join(sorted(names & given))}")
     ours = {"methods": METHODS, "held_out": comparison.held_out, "train.py": common}
     ours = json.loads(json.dumps(ours | {"search_seed": comparison.search_seed}))
     path = comparison.folder / "comparison.json"
     if path.exists() and json.loads(path.read_text()) != ours:
         raise ValueError(f"{path} is of another comparison: choose another --folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ours, indent=1) + "\n")
+    write_json(path, ours)
+
+
+def on_edge(preset: str, best: dict[str, float]) -> list[str]:
+    """The hyperparameters whose best value is the first or the last of three or more."""
+    grid = METHODS[preset]
+    return [k for k, v in best.items() if len(grid[k]) > 2 and v in (grid[k][0], grid[k][-1])]
 
 
 def main() -> None:
-    comparison, common = tyro.cli(Comparison, return_unknown_args=True)
+    comparison, common = tyro.cli(Comparison, description=__doc__, return_unknown_args=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        check_same(comparison, common)
-        run_jobs(comparison, [j for p in METHODS for j in search_jobs(comparison, p)], common)
+        check(comparison, common)
+        searches = [j for preset in METHODS for j in search_jobs(comparison, preset)]
+        print(f"{len(searches)} runs to search, then {len(METHODS) * len(comparison.seeds)} more.")
+        run_jobs(comparison, searches, common)
         best = {preset: best_point(comparison, preset) for preset in METHODS}
+        for preset, point in best.items():
+            if edges := on_edge(preset, point):
+                print(f"{preset}: best at the edge of its grid in {', '.join(edges)}", flush=True)
         jobs = [seed_jobs(comparison, preset, point) for preset, point in best.items()]
         # By seed, so that a comparison that is stopped has all methods.
         run_jobs(comparison, [j for seed in zip(*jobs, strict=True) for j in seed], common)
+        records = [[read_result(j.record)[1]["result"] for j in method] for method in jobs]
     except (RuntimeError, ValueError, OSError) as error:
         sys.exit(f"compare.py: {error}")
     except KeyboardInterrupt:
         print("Stopped: the same command goes on.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    print(json.dumps({"best": best}))
+    accuracies = [statistics.mean(r["test_accuracy"] for r in method) for method in records]
+    means = dict(zip(METHODS, accuracies, strict=True))
+    print(json.dumps({"best": best, "mean_test_accuracy": means}))
 
 
 if __name__ == "__main__":

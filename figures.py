@@ -51,15 +51,11 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_sweep(
-    records: Sequence[dict[str, Any]], gamma: float, threshold: float, path: Path
-) -> None:
+def plot_sweep(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws the paper's Figure 1: γ varied on the left, τ on the right; means over the seeds.
 
     Args:
-        records: of runs that differ in γ, τ and seed, as in result.json.
-        gamma: the γ at which τ is varied.
-        threshold: the τ at which γ is varied.
+        records: of the networks of sweep.py, which differ in γ, τ and seed.
         path: the PNG to write.
     """
     from matplotlib.figure import Figure
@@ -67,10 +63,11 @@ def plot_sweep(
     figure = Figure(figsize=(10, 6), layout="constrained")
     evaluated = evaluated_on(records[0]["metrics"])
     panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 2))
-    for column, (symbol, varied, kept, value) in enumerate(
-        [("γ", "gamma", "threshold", threshold), ("τ", "threshold", "gamma", gamma)]
+    for column, (symbol, varied, kept) in enumerate(
+        [("γ", "gamma", "threshold"), ("τ", "threshold", "gamma")]
     ):
         upper, lower = panels[:, column]
+        value = records[0]["varied_at"][kept]
         here = [record for record in records if record["config"][kept] == value]
         for i, point in enumerate(sorted({record["config"][varied] for record in here})):
             runs = [r["metrics"] for r in here if r["config"][varied] == point]
@@ -88,8 +85,9 @@ def plot_sweep(
             lower.plot(epochs, mean(lambda m, k=last: m["log_flip_ratio"][k]), **style)
         fixed = f"τ = {value:g}" if kept == "threshold" else f"γ = {value:g}"
         upper.set_title(f"{symbol} varied at {fixed}")
-        title = f"{symbol} (train —, {evaluated} - -)"
-        upper.legend(title=title, loc="best", fontsize="small")
+        if here:
+            title = f"{symbol} (train —, {evaluated} - -)"
+            upper.legend(title=title, loc="best", fontsize="small")
         lower.set_xlabel("epoch")
         for axes in (upper, lower):
             axes.grid(alpha=0.3)
@@ -114,16 +112,15 @@ def plot_comparison(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], p
         epochs, evaluated = [m["epoch"] for m in runs[0]], evaluated_on(runs[0])
         for split, style in (("train", "-"), (evaluated, "--")):
             values = np.array([[100 * m[f"{split}_accuracy"] for m in run] for run in runs])
-            mean = values.mean(0)
-            label = f"{name}, {split}: {mean[-1]:.1f} %" if split == evaluated else None
+            mean, several = values.mean(0), len(runs) > 1
+            spread = values.std(0, ddof=1) if several else np.zeros_like(mean)
+            last = f"{mean[-1]:.1f}" + (f" ± {spread[-1]:.1f}" if several else "")
+            label = f"{name}, {split}: {last} %" if split == evaluated else None
             axes.plot(epochs, mean, style, color=f"C{i}", label=label)
-            if len(runs) > 1:
-                spread = values.std(0, ddof=1)
-                axes.fill_between(
-                    epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.2, lw=0
-                )
+            axes.fill_between(epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.2, lw=0)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("accuracy (%): train —, test - -")
+    evaluated = "/".join(sorted({evaluated_on(runs[0]) for runs in methods.values()}))
+    axes.set_ylabel(f"accuracy (%): train —, {evaluated} - -")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="lower right", fontsize="small")
     axes.grid(alpha=0.3)

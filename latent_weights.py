@@ -47,28 +47,32 @@ def with_new_statistics(model: nnx.Module, images: np.ndarray, batch_size: int) 
         model: any network with `nnx.BatchNorm`.
         images: uint8, (number, height, width, channels); an incomplete last batch is dropped.
         batch_size: images a batch.
+
+    Raises:
+        ValueError: for fewer images than a batch.
     """
-    model = nnx.clone(model)
-    model.train()
-    for _, module in nnx.iter_modules(model):
+    steps = len(images) // batch_size
+    if not steps:
+        raise ValueError(f"{len(images)} images are less than a batch of {batch_size}")
+    model, training = nnx.clone(model), nnx.clone(model)
+    training.train()
+    for _, module in nnx.iter_modules(training):
         if isinstance(module, nnx.BatchNorm):
             module.momentum = 0.0  # its averages are then the statistics of the last batch
-    graph, params, statistics = nnx.split(model, nnx.Param, ...)
-    steps = len(images) // batch_size
-    batches = images[: steps * batch_size].reshape(steps, batch_size, *images.shape[1:])
+    graph, statistics, rest = nnx.split(training, nnx.BatchStat, ...)
     total = jax.tree.map(jnp.zeros_like, statistics)
-    for batch in batches:
-        own = batch_statistics(graph, params, statistics, batch)
+    for batch in images[: steps * batch_size].reshape(steps, batch_size, *images.shape[1:]):
+        own = batch_statistics(graph, statistics, rest, batch)
         total = jax.tree.map(jnp.add, total, own)
     nnx.update(model, jax.tree.map(lambda x: x / steps, total))
     return model
 
 
 @partial(jax.jit, static_argnums=0)
-def batch_statistics(graph: Any, params: Any, statistics: Any, images: jax.Array) -> nnx.State:
-    model = nnx.merge(graph, params, statistics, copy=True)
+def batch_statistics(graph: Any, statistics: Any, rest: Any, images: jax.Array) -> nnx.State:
+    model = nnx.merge(graph, statistics, rest, copy=True)
     model(datasets.scale(images))
-    return nnx.state(model, nnx.Not(nnx.Param))
+    return nnx.state(model, nnx.BatchStat)
 
 
 def evaluate(model: nnx.Module, config: Experiment, data: datasets.Dataset) -> Accuracies:
@@ -117,7 +121,7 @@ def main(
     except (ValueError, OSError) as error:
         sys.exit(f"latent_weights.py: {error}")
     accuracies = evaluate(model, config, data)
-    del record["metrics"]
+    record.pop("metrics", None)
     write_json(run / "latent_weights.json", record | {"latent_weights": accuracies})
     print(json.dumps(accuracies, indent=1))
 

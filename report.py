@@ -8,11 +8,15 @@ results/sweep/*.json                 the networks of sweep.py
 
 import re
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tyro
+
+from compare import METHODS
 from experiments import PRESETS, Experiment
 from figures import plot_comparison, plot_sweep
 from runs import read_result
@@ -65,6 +69,8 @@ def tables(folder: Path) -> dict[str, str]:
     """The README's tables by name, as Markdown."""
     runs = load_results(folder)
     runs.pop("sweep", None)
+    if not runs:
+        raise ValueError(f"{folder} holds no results")
     return {
         "runs": runs_table(runs),
         "search": search_table(load_results(folder / "search")),
@@ -73,17 +79,13 @@ def tables(folder: Path) -> dict[str, str]:
 
 
 def runs_table(results: dict[str, list[Result]]) -> str:
-    """A row an experiment.
-
-    Raises:
-        ValueError: where a folder holds different experiments.
-    """
+    """A row an experiment."""
     rows = []
     for runs in results.values():
         first = runs[0]
-        for run in runs:
-            if run.options() != first.options():
-                raise ValueError(f"{run.path} is of another experiment than {first.path.name}")
+        check_alike(runs)
+        if first.config.held_out:
+            raise ValueError(f"{first.path} was evaluated on images held out, not on the test's")
         rows.append(
             (
                 f"`train.py {first.options()}`",
@@ -110,27 +112,47 @@ def runs_table(results: dict[str, list[Result]]) -> str:
 def search_table(results: dict[str, list[Result]]) -> str:
     """A row a method: its best point, and how the others did."""
     rows = []
-    for points in results.values():
+    for preset, points in results.items():
+        searched = METHODS[preset]
+        check_alike(points, ("seed", *searched))
         best, *others = sorted(points, key=lambda point: -point.accuracy)
         rows.append(
             (
                 f"`{best.options(('seed', 'held_out'))}`",
                 f"{best.accuracy:.2f} %",
-                ", ".join(f"{point.accuracy:.1f}" for point in others),
+                ", ".join(f"{p.accuracy:.1f} ({values(p.config, searched)})" for p in others),
             )
         )
-    return markdown(("best point", "validation accuracy", "the other points"), rows)
+    return markdown(("best point", "validation accuracy, one seed", "the other points"), rows)
+
+
+def values(config: Experiment, names: Iterable[str]) -> str:
+    return ", ".join(f"{getattr(config, name):g}" for name in names)
 
 
 def latent_table(results: dict[str, list[Result]]) -> str:
     """A row a preset: test accuracy with binary and with latent weights, by which statistics."""
     rows, names = [], []
     for runs in results.values():
+        check_alike(runs)
         accuracies = [run.record["latent_weights"] for run in runs]
         names = list(accuracies[0])
         cells = [mean([100 * a[name]["test"] for a in accuracies]) for name in names]
         rows.append((f"`{runs[0].options()}`", *cells, len(runs)))
     return markdown(("trained by", *names, "seeds"), rows)
+
+
+def check_alike(runs: Sequence[Result], differing: Sequence[str] = ("seed",)) -> None:
+    """Raises ValueError for runs that differ in more than they may, and for one that is there
+    twice."""
+    first, seen = runs[0], set()
+    for run in runs:
+        if run.options(differing) != first.options(differing):
+            raise ValueError(f"{run.path} is of another experiment than {first.path.name}")
+        point = run.options(())
+        if point in seen:
+            raise ValueError(f"{run.path} is of the same run as one beside it: {point}")
+        seen.add(point)
 
 
 def mean(percentages: Sequence[float]) -> str:
@@ -160,9 +182,7 @@ def draw(folder: Path, into: Path) -> None:
     """Figures 1 and 2, as far as there are results."""
     results = load_results(folder)
     if "sweep" in results:
-        preset = PRESETS[results["sweep"][0].record["preset"]][1]
-        records = [result.record for result in results["sweep"]]
-        plot_sweep(records, preset.gamma, preset.threshold, into / "figure1.png")
+        plot_sweep([result.record for result in results["sweep"]], into / "figure1.png")
     for suffix in ("", "-small"):
         names = [f"cifar10-{method}{suffix}" for method in ("bop", "adam", "sgd")]
         curves = {n: [r.record["metrics"] for r in results[n]] for n in names if n in results}
@@ -170,7 +190,20 @@ def draw(folder: Path, into: Path) -> None:
             plot_comparison(curves, into / f"figure2{suffix}.png")
 
 
+def main(results: Path = ROOT / "results", readme: Path = ROOT / "README.md") -> None:
+    """Writes the README's tables, and the figures, from the results of runs.
+
+    Args:
+        results: The folder of results; figures go there too.
+        readme: The README.
+    """
+    try:
+        readme.write_text(with_tables(readme.read_text(), tables(results)))
+        draw(results, results)
+    except (ValueError, LookupError, OSError) as error:
+        sys.exit(f"report.py: {error!r}")
+    print(f"{readme} and the figures in {results} are up to date.")
+
+
 if __name__ == "__main__":
-    readme, results = ROOT / "README.md", ROOT / "results"
-    readme.write_text(with_tables(readme.read_text(), tables(results)))
-    draw(results, results)
+    tyro.cli(main)

@@ -7,8 +7,10 @@ import platform
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +47,7 @@ class Run:
 
     Attributes:
         folder: where everything goes.
+        description: what config.json holds: preset, config, versions, device, commit.
         metrics: one record per finished epoch, as in metrics.jsonl.
 
     Raises:
@@ -54,7 +57,7 @@ class Run:
 
     def __init__(self, config: Experiment, preset: str, more: dict[str, Any] | None = None):
         self.metrics: list[dict[str, Any]] = []
-        self._description = describe(config, preset) | (more or {})
+        self.description = describe(config, preset) | (more or {})
         self.folder = new_folder(config, preset)
         if config.resume:
             self._check_same(config, more or {})
@@ -64,10 +67,7 @@ class Run:
         except BlockingIOError as error:
             self._lock.close()
             raise ValueError(f"another process is writing to {self.folder}") from error
-        self._checkpoints = ocp.CheckpointManager(
-            self.folder / "checkpoints",
-            options=ocp.CheckpointManagerOptions(max_to_keep=config.keep),
-        )
+        self._checkpoints: ocp.CheckpointManager | None = None
         self._events: SummaryWriter | None = None
 
     def _check_same(self, config: Experiment, more: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class Run:
                 + ": resume with the same preset and options"
             )
         # What the run was begun with stays on record; what it is resumed with is added.
-        ours, self._description = self._description, description
+        ours, self.description = self.description, description
         resumed = description.get("resumed", [])
         description["resumed"] = [*resumed, {k: ours[k] for k in ours.keys() - more - {"preset"}}]
         description["config"]["epochs"] = config.epochs
@@ -98,6 +98,10 @@ class Run:
         Raises:
             RunError: for a checkpoint or metrics that are damaged, or further than `epochs`.
         """
+        self._checkpoints = ocp.CheckpointManager(
+            self.folder / "checkpoints",
+            options=ocp.CheckpointManagerOptions(max_to_keep=config.keep),
+        )
         step = self._checkpoints.latest_step() or 0
         epochs = step // steps_per_epoch
         if step > config.epochs * steps_per_epoch:
@@ -117,7 +121,7 @@ class Run:
                     "delete that folder to go on from the checkpoint before it"
                 ) from error
             state = treedef.unflatten([restored[name] for name in flat])
-        write_json(self.folder / "config.json", self._description)
+        write_json(self.folder / "config.json", self.description)
         with _replacing(self.folder / "metrics.jsonl", "w") as file:
             file.writelines(json.dumps(m) + "\n" for m in self.metrics)
         self._events = SummaryWriter(str(self.folder), purge_step=epochs + 1)
@@ -152,13 +156,15 @@ class Run:
 
     def save(self, state: Any, step: int) -> None:
         """Starts to write a checkpoint; returns when `state` may be donated to the next step."""
+        if self._checkpoints is None:
+            raise RuntimeError("restore() opens a run for writing: call it before save()")
         if step != self._checkpoints.latest_step():
             copies = jax.tree.map(jnp.copy, _flat(state)[0])
             self._checkpoints.save(step, args=ocp.args.StandardSave(copies), force=True)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes result.json, the whole run in one file."""
-        record = result_record(self._description, result, self.metrics)
+        record = result_record(self.description, result, self.metrics)
         write_json(self.folder / "result.json", record)
 
     def __enter__(self) -> Self:
@@ -171,7 +177,8 @@ class Run:
         traceback: TracebackType | None,
     ) -> None:
         """Waits for the checkpoints under way, and draws what there is."""
-        self._checkpoints.close()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         if self._events is not None:
             self._events.close()
         if self.metrics:
@@ -189,9 +196,11 @@ def result_record(
     description: dict[str, Any], result: dict[str, Any], metrics: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A finished run in one record that names no folder, as in results/."""
-    record = {"format": FORMAT, **description, "result": result, "metrics": metrics}
-    for part, names in (("config", ("data_dir", "run_dir", "resume")), ("result", ("run_dir",))):
-        record[part] = {k: v for k, v in record[part].items() if k not in names}
+    record = {"format": FORMAT, **deepcopy(description), "result": result, "metrics": metrics}
+    for part in (record, *record.get("resumed", [])):
+        kept = part["config"].items()
+        part["config"] = {k: v for k, v in kept if k not in ("data_dir", "run_dir", "resume")}
+    record["result"] = {k: v for k, v in result.items() if k != "run_dir"}
     return record
 
 
@@ -207,7 +216,7 @@ def read_result(path: Path) -> tuple[Experiment, dict[str, Any]]:
         _ = record["device"]["kind"], float(record["result"]["seconds"]), saved.keys()
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
-    if found != FORMAT or preset not in PRESETS:
+    if found != FORMAT or preset not in list(PRESETS):
         raise ValueError(
             f"{path} is of another version: format {found}, preset {preset} (this version reads "
             f"format {FORMAT} of {', '.join(PRESETS)})"
@@ -220,6 +229,8 @@ def read_result(path: Path) -> tuple[Experiment, dict[str, Any]]:
     accuracy = f"{config.evaluated_on}_accuracy"
     try:
         _ = float(record["result"][accuracy])
+        if "latent_weights" not in record:
+            _ = record["metrics"][-1]
         for m in record.get("metrics", []):
             _ = m["epoch"] + m["train_accuracy"] + m[accuracy] + m["log_flip_ratio"]["all"]
     except (LookupError, TypeError) as error:
@@ -247,12 +258,15 @@ def load_weights(model: nnx.Module, path: Path) -> None:
     """Puts what `save_weights` wrote into a model of the same shape.
 
     Raises:
-        ValueError: where names or shapes differ from the model's.
+        ValueError: where names or shapes differ from the model's, and for a damaged file.
     """
     state = nnx.state(model)
     variables = _variables(state)
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        weights = {name: stored[name] for name in stored.files}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            weights = {name: stored[name] for name in stored.files}
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
     ours, theirs = ({n: a.shape for n, a in tree.items()} for tree in (variables, weights))
     if ours != theirs:
         differing = sorted(n for n, _ in ours.items() ^ theirs.items())

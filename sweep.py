@@ -3,7 +3,7 @@
     python sweep.py                                   # in miniature, on digits
     python sweep.py cifar10-bop-sweep --data-dir DIR  # section 5.1, 100 epochs at full width
     python sweep.py cifar10-bop-sweep --width 16 --epochs 3 --seeds 0 1 2 --data-dir DIR
-    python sweep.py cifar10-adam --gammas --thresholds --seeds 0 1 2 --data-dir DIR  # seeds alone
+    python sweep.py cifar10-adam --gammas --thresholds --seeds 0 1 2 --order separate ...  # seeds
 
 γ varies at the preset's τ, then τ at the preset's γ. Every γ, τ and seed is a lane of `jax.vmap`
 over the step of train.py. A vmapped convolution is a grouped one; where that is slower than one
@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ import datasets
 import train
 from experiments import DEFAULT_PRESET, PRESETS, Experiment
 from figures import plot_comparison, plot_sweep
-from runs import Run, RunError, describe, new_folder, result_record, write_json
+from runs import Run, RunError, new_folder, result_record, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +60,14 @@ class Sweep:
         optimizer = self.experiment.optimizer
         if optimizer != "bop" and (self.gammas or self.thresholds):
             raise ValueError(
-                f"--gammas and --thresholds are Bop's: leave them empty for --optimizer {optimizer}"
+                "--gammas and --thresholds are Bop's: give both without values for --optimizer "
+                f"{optimizer}, to train several seeds"
             )
         for name in ("gammas", "thresholds", "seeds"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or (name == "seeds" and not values):
-                raise ValueError(f"--{name} must be different values, at least one seed: {values}")
+                few = " and at least one" if name == "seeds" else ""
+                raise ValueError(f"--{name} must be different values{few}: {values}")
         points = [(gamma, self.experiment.threshold) for gamma in self.gammas]
         points += [(self.experiment.gamma, threshold) for threshold in self.thresholds]
         points = points or [(self.experiment.gamma, self.experiment.threshold)]
@@ -72,6 +75,15 @@ class Sweep:
         for lane in lanes:
             dataclasses.replace(self.experiment, **lane._asdict()).check()
         return lanes
+
+    def more(self, lanes: list["Lane"]) -> dict[str, Any]:
+        """What makes these networks' run what it is, beside their configuration."""
+        experiment, shared = self.experiment, self.order == "shared"
+        return {
+            "networks": [self.name(lane) for lane in lanes],
+            "order": f"shared, of seed {experiment.seed}" if shared else "separate",
+            "varied_at": {"gamma": experiment.gamma, "threshold": experiment.threshold},
+        }
 
     def name(self, lane: "Lane") -> str:
         """A network's name, of its record and of its folder."""
@@ -192,7 +204,7 @@ def train_lanes(
     run_dir = folder / (sweep.name(lanes[0]) if own else "together")
     resume = (run_dir / "config.json").exists()
     config = dataclasses.replace(sweep.experiment, **own, run_dir=run_dir, resume=resume)
-    more = {"networks": [sweep.name(lane) for lane in lanes], "order": sweep.order}
+    more = sweep.more(lanes)
     run = Run(config, preset, more)
     print(more["networks"][0] if own else f"{len(lanes)} networks together", file=sys.stderr)
     trainee = several_networks(sweep, compiled, lanes)
@@ -209,7 +221,7 @@ def train_lanes(
             "epochs": config.epochs,
             "seconds": round(sum(m["seconds"] for m in metrics), 2),
         }
-        description = describe(dataclasses.replace(config, **lane._asdict()), preset) | more
+        description = run.description | {"config": run.description["config"] | lane._asdict()}
         records.append(result_record(description, result, metrics))
         write_json(folder / f"{sweep.name(lane)}.json", records[-1])
     return records
@@ -292,8 +304,8 @@ def went_together(config: Experiment) -> bool:
     Raises:
         ValueError: where there is none.
     """
-    folder = config.run_dir or Path()
-    runs = {path.parent.name for path in folder.glob("*/config.json")}
+    folder = (config.run_dir or Path()).expanduser()
+    runs = {p.parent.name for p in folder.glob("*/config.json") if "varied_at" in p.read_text()}
     if not runs:
         raise ValueError(f"{folder} holds no sweep to resume")
     return "together" in runs
@@ -306,7 +318,11 @@ def main() -> None:
     start = time.perf_counter()
     preset, arguments = train.split_preset("sweep.py", DEFAULT_PRESET)
     sweep = tyro.cli(
-        Sweep, prog=f"sweep.py {preset}", default=Sweep(PRESETS[preset][1]), args=arguments
+        Sweep,
+        prog=f"sweep.py {preset}",
+        description=__doc__,
+        default=Sweep(PRESETS[preset][1]),
+        args=arguments,
     )
     config = sweep.experiment
     try:
@@ -319,6 +335,8 @@ def main() -> None:
         folder = new_folder(config, f"sweep-{preset}")
     except (ValueError, OSError) as error:
         sys.exit(f"sweep.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     try:
         groups = [lanes] if together else [[lane] for lane in lanes]
         records = [r for g in groups for r in train_lanes(sweep, compiled, g, folder, preset)]
@@ -327,7 +345,7 @@ def main() -> None:
     except (train.Stopped, KeyboardInterrupt) as stopped:
         train.end(stopped, config, folder)
     if sweep.gammas or sweep.thresholds:
-        plot_sweep(records, config.gamma, config.threshold, folder / "figure1.png")
+        plot_sweep(records, folder / "figure1.png")
     else:
         plot_comparison({preset: [r["metrics"] for r in records]}, folder / "figure2.png")
     accuracy = f"{config.evaluated_on}_accuracy"

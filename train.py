@@ -440,7 +440,8 @@ def end(stopped: Stopped | KeyboardInterrupt, config: Experiment, folder: Path) 
     if not isinstance(stopped, Stopped):
         stopped = Stopped("Stopped at once, without a checkpoint.", 128 + signal.SIGINT)
     print(stopped, file=sys.stderr)
-    if stopped.status > 128:
+    begun = (folder / "config.json").exists() or any(folder.glob("*/config.json"))
+    if stopped.status > 128 and begun:
         command = ["python", *sys.argv]
         if not config.resume:
             command += [f"--run-dir={folder}", "--resume"]

@@ -79,7 +79,8 @@ def clip_latent(limit: float | jax.Array = 1.0) -> optax.GradientTransformation:
         raise ValueError(f"limit must be above 0, got {limit=}; 1.0 is the usual one")
 
     def clip(update: jax.Array, weight: jax.Array) -> jax.Array:
-        return jnp.clip(weight + update, -limit, limit) - weight
+        bound = jnp.asarray(limit, weight.dtype)
+        return jnp.clip(weight + update, -bound, bound) - weight
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         if params is None:

@@ -1,8 +1,12 @@
 """compare.py: a search on images held out, then seeds of its best point, each a run of train.py."""
 
 import dataclasses
+import fcntl
 import json
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,7 @@ from compare import METHODS, Comparison, Job
 from experiments import PRESETS
 from runs import read_result
 
+ROOT = Path(__file__).parents[1]
 TINY = [
     "--dataset=digits",
     "--width=4",
@@ -63,11 +68,52 @@ def test_a_comparison_from_search_to_seeds(tmp_path, monkeypatch, capsys):
 
     runs = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*/**/*.json")}
     compare.main()
-    assert capsys.readouterr().out.splitlines()[:-1] == []
+    first, _ = capsys.readouterr().out.splitlines()  # and the last
+    assert first == "2 runs to search, then 2 more."
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/*/**/*.json")} == runs
     monkeypatch.setattr(sys, "argv", ["compare.py", *options, "--width=5"])
     with pytest.raises(SystemExit, match="another comparison: choose another --folder"):
         compare.main()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--held-out=0"], "--held-out and --jobs must be at least 1"),
+        (["--seeds", "1", "1"], "--seeds must be different"),
+        (["--gamma=1e-3", "--seed", "7"], "the comparison itself sets --gamma, --seed"),
+    ],
+)
+def test_bad_comparisons(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare.py", f"--folder={tmp_path / 'new'}", *options])
+    with pytest.raises(SystemExit, match=message):
+        compare.main()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_best_point_on_the_edge_of_its_grid():
+    point = {"latent_learning_rate": 1.0, "momentum": 0.9}
+    assert compare.on_edge("cifar10-sgd-small", point) == ["latent_learning_rate"]
+    assert compare.on_edge("cifar10-sgd-small", point | {"latent_learning_rate": 0.1}) == []
+
+
+def test_sigterm_ends_the_runs_under_way_and_the_same_command_goes_on(tmp_path):
+    """The comparison's own process: its children save a checkpoint, none is left behind."""
+    command = [sys.executable, "compare.py", f"--folder={tmp_path}", "--jobs=1", *TINY]
+    command[-1:] = ["--epochs=2000", "--held-out=300"]
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=ROOT, stdout=null, stderr=pipe, text=True)
+    folder = tmp_path / "search" / "cifar10-bop-small" / "gamma=0.01-threshold=1e-06"
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    assert "the same command goes on" in process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert list((folder / "checkpoints").iterdir())
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # no run holds it
 
 
 def test_a_run_that_fails_ends_the_comparison(tmp_path):

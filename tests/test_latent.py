@@ -47,6 +47,9 @@ def test_clip_latent_by_several_limits_at_once():
     zeros, state = jnp.zeros(2), optax.EmptyState()
     updates = jax.vmap(lambda limit: clip_latent(limit).update(zeros, state, weights)[0])(limits)
     np.testing.assert_array_equal(weights + updates, [[0.25, -0.25], [0.5, -1.0]])
+    half = weights.astype(jnp.bfloat16)
+    updates, _ = clip_latent(limits[0]).update(jnp.zeros_like(half), state, half)
+    assert updates.dtype == jnp.bfloat16
 
 
 def test_clip_latent_errors():

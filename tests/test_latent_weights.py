@@ -69,6 +69,10 @@ def test_with_new_statistics(model, digits):
     np.testing.assert_allclose(again.norm.mean[...], sums.mean(1).mean(0), atol=1e-4)
     np.testing.assert_allclose(again.norm.var[...], sums.var(1).mean(0), rtol=1e-4)
     np.testing.assert_array_equal(model.norm.mean[...], 0)  # the model itself is left as it was
+    first = again(datasets.scale(images[:1]))  # in the mode of the model: each image by itself
+    np.testing.assert_allclose(again(datasets.scale(images))[:1], first, atol=1e-4)
+    with pytest.raises(ValueError, match="49 images are less than a batch of 50"):
+        latent_weights.with_new_statistics(model, images[:49], 50)
 
 
 def test_evaluate_uses_every_image_once(model, digits):

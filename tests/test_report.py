@@ -1,6 +1,7 @@
 """The README's tables and figures are those of results/, and bad results are refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def test_every_result_is_a_record_of_this_version():
 
 
 def written(path: Path, change: dict, **result: float) -> None:
-    """A copy of a real record with other values in it, and without its epochs."""
+    """A copy of a real record with other values in it, and with its last epoch alone."""
     record = json.loads(SEED.read_text())
-    del record["metrics"]
+    record["metrics"] = [record["metrics"][-1] | result]
     record["config"] |= change
     record["result"] = {"seconds": 10.0} | result
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +50,10 @@ def test_tables_by_hand(tmp_path):
     for gamma, accuracy in ((1e-2, 0.5), (1e-4, 0.75), (1e-5, 0.625)):
         change = {"gamma": gamma, "held_out": 100, "flip": True}
         written(search / f"{gamma}.json", change, validation_accuracy=accuracy)
-    row = report.tables(tmp_path)["search"].splitlines()[-1]
-    assert row == "| `digits-bop --gamma 0.0001 --flip` | 75.00 % | 62.5, 50.0 |"
+    row = report.search_table({"cifar10-bop-small": report.load_results(search.parent)["ours"]})
+    assert row.splitlines()[-1] == (
+        "| `digits-bop --gamma 0.0001 --flip` | 75.00 % | 62.5 (1e-05, 1e-07), 50.0 (0.01, 1e-07) |"
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"preset": "digits-bop", "config": {}}'])
@@ -91,6 +94,24 @@ def test_experiments_do_not_share_a_folder(tmp_path):
     written(tmp_path / "digits-bop" / "seed98.json", {"width": 7}, test_accuracy=0.5)
     with pytest.raises(ValueError, match=r"seed98.json is of another experiment than seed0.json"):
         report.tables(tmp_path)
+    shutil.copy(SEED, tmp_path / "digits-bop" / "seed98.json")
+    with pytest.raises(ValueError, match=r"seed98.json is of the same run as one beside it"):
+        report.tables(tmp_path)
+
+
+def test_no_results_leave_the_readme_alone(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
+    with pytest.raises(SystemExit, match="holds no results"):
+        report.main(tmp_path, readme)
+    assert readme.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_the_readme_shows_figures_that_are_there():
+    images = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert images
+    for image in images:
+        assert (ROOT / image).is_file(), image
 
 
 def test_a_readme_without_the_place_of_a_table():
@@ -99,8 +120,14 @@ def test_a_readme_without_the_place_of_a_table():
 
 
 def test_figures_are_drawn(tmp_path):
-    for name in ("cifar10-bop-small", "cifar10-sgd-small", "sweep"):
+    for name in ("cifar10-bop-small", "cifar10-sgd-small"):
         shutil.copytree(SEED.parent, tmp_path / name)
+    for gamma in (1e-3, 1e-4):
+        record = json.loads(SEED.read_text())
+        record |= {"varied_at": {"gamma": 1e-3, "threshold": 1e-7}}
+        record["config"] |= {"gamma": gamma, "threshold": 1e-7}
+        (tmp_path / "sweep").mkdir(exist_ok=True)
+        (tmp_path / "sweep" / f"{gamma}.json").write_text(json.dumps(record))
     report.draw(tmp_path, tmp_path)
     for name in ("figure1", "figure2-small"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -235,6 +235,7 @@ def test_a_resumed_run_keeps_what_it_was_begun_with(whole, copied, monkeypatch, 
     assert (config["device"]["count"], config["resumed"][0]["device"]["count"]) == (1, 8)
     assert [m["epoch"] for m in metrics(copied)] == list(range(1, 12))
     assert metrics(copied)[:10] == metrics(whole[0])
+    assert str(copied) not in (copied / "result.json").read_text()
 
 
 def test_only_one_process_writes_to_a_run(copied, monkeypatch):

@@ -119,7 +119,7 @@ def test_the_command_writes_the_figure_and_goes_on(together, tmp_path, monkeypat
         assert two["metrics"][1]["loss"] < two["metrics"][0]["loss"]
         assert two["result"]["test_accuracy"] == two["metrics"][1]["test_accuracy"]
         assert len(two["networks"]) == (2 if together == "yes" else 1)
-    with pytest.raises(SystemExit, match=r"order=shared \(now separate\)"):
+    with pytest.raises(SystemExit, match=r"order=shared, of seed 0 \(now separate\)"):
         main(monkeypatch, f"--epochs 2 --order separate --run-dir {folder} --resume")
 
 
@@ -182,10 +182,13 @@ def test_seeds_alone_are_a_sweep_of_any_optimizer():
     ("change", "message"),
     [
         ({"gammas": (1e-3, 1e-3)}, "--gammas must be different values"),
-        ({"seeds": ()}, "at least one seed"),
+        ({"seeds": ()}, "and at least one"),
         ({"gammas": (2.0,)}, r"--gamma must be in \(0, 1\], got 2.0"),
         ({"thresholds": (-1.0,)}, "--threshold must be at least 0"),
-        ({"experiment": Experiment(optimizer="adam")}, "leave them empty for --optimizer adam"),
+        (
+            {"experiment": Experiment(optimizer="adam")},
+            "give both without values for --optimizer adam",
+        ),
     ],
 )
 def test_bad_sweeps(change, message):
