@@ -150,16 +150,16 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         CIFAR10_SGD,
     ),
     "cifar10-bop-small": (
-        "Section 5.2 at width 16 for 6 epochs: five minutes on a CPU core.",
-        replace(CIFAR10_BOP, **SMALL),
+        "Section 5.2 at width 16 for 6 epochs, γ and τ by compare.py: five minutes on a CPU core.",
+        replace(CIFAR10_BOP, **SMALL, gamma=1e-3, threshold=1e-7),
     ),
     "cifar10-adam-small": (
         "Its baseline, Adam on latent weights, at the same small scale.",
-        replace(CIFAR10_ADAM, **SMALL),
+        replace(CIFAR10_ADAM, **SMALL, latent_learning_rate=1e-2, b1=0.99),
     ),
     "cifar10-sgd-small": (
         "SGD with momentum on latent weights, at the same small scale.",
-        replace(CIFAR10_SGD, **SMALL),
+        replace(CIFAR10_SGD, **SMALL, latent_learning_rate=1.0),
     ),
     "cifar10-sgd-rate-1": (
         "Section 3: SGD at learning rate 1 from Glorot weights.",

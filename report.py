@@ -118,12 +118,15 @@ def search_table(results: dict[str, list[Result]]) -> str:
         best, *others = sorted(points, key=lambda point: -point.accuracy)
         rows.append(
             (
-                f"`{best.options(('seed', 'held_out'))}`",
+                f"`{preset}`",
+                ", ".join(searched),
+                values(best.config, searched),
                 f"{best.accuracy:.2f} %",
                 ", ".join(f"{p.accuracy:.1f} ({values(p.config, searched)})" for p in others),
             )
         )
-    return markdown(("best point", "validation accuracy, one seed", "the other points"), rows)
+    columns = ("preset", "searched", "best point", "validation accuracy, one seed", "other points")
+    return markdown(columns, rows)
 
 
 def values(config: Experiment, names: Iterable[str]) -> str:
