@@ -23,5 +23,5 @@ def test_commands_name_what_exists():
         assert (README.parent / script).is_file(), script
     from experiments import PRESETS
 
-    for preset in re.findall(r"(?:train|sweep)\.py ([a-z][\w-]*)", text):
+    for preset in re.findall(r"(?:train|sweep)\.py ([a-z][\w.-]*\w)", text):
         assert preset in PRESETS
