@@ -101,15 +101,18 @@ def test_sigterm_ends_the_runs_under_way_and_the_same_command_goes_on(tmp_path):
     """The comparison's own process: its children save a checkpoint, none is left behind."""
     command = [sys.executable, "compare.py", f"--folder={tmp_path}", "--jobs=1", *TINY]
     command[-1:] = ["--epochs=2000", "--held-out=300"]
-    pipe, null = subprocess.PIPE, subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=ROOT, stdout=null, stderr=pipe, text=True)
     folder = tmp_path / "search" / "cifar10-bop-small" / "gamma=0.01-threshold=1e-06"
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.terminate()
-    assert "the same command goes on" in process.communicate(timeout=60)[1]
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 240
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=ROOT, stdout=null, stderr=pipe, text=True) as process:
+        try:
+            while not (metrics.exists() and metrics.read_text()):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.terminate()
+            assert "the same command goes on" in process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert list((folder / "checkpoints").iterdir())
     with (folder / ".lock").open("a") as lock:
