@@ -49,14 +49,14 @@ class Result(NamedTuple):
         return 100 * self.record["result"][f"{self.config.evaluated_on}_accuracy"]
 
 
-def load_results(folder: Path, pattern: str = "*/*.json") -> dict[str, list[Result]]:
+def load_results(folder: Path) -> dict[str, list[Result]]:
     """The results of each experiment, by its folder's name.
 
     Raises:
         ValueError: for a file that is not such a record or of another version.
     """
     results: dict[str, list[Result]] = {}
-    for path in sorted(folder.glob(pattern)):
+    for path in sorted(folder.glob("*/*.json")):
         result = Result(path, *read_result(path))
         results.setdefault(path.parent.name, []).append(result)
     return results

@@ -30,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import datasets
 import train
-from experiments import DEFAULT_PRESET, PRESETS, Experiment
+from experiments import PRESETS, Experiment
 from figures import plot_comparison, plot_sweep
 from runs import Run, RunError, new_folder, result_record, write_json
 
@@ -316,7 +316,7 @@ def went_together(config: Experiment) -> bool:
 
 def main() -> None:
     start = time.perf_counter()
-    preset, arguments = train.split_preset("sweep.py", DEFAULT_PRESET)
+    preset, arguments = train.split_preset("sweep.py")
     sweep = tyro.cli(
         Sweep,
         prog=f"sweep.py {preset}",

@@ -390,7 +390,7 @@ def epoch_means(sums: dict[str, Any], steps: int, config: Experiment) -> dict[st
 
 def main() -> None:
     start = time.perf_counter()
-    preset, arguments = split_preset("train.py", DEFAULT_PRESET)
+    preset, arguments = split_preset("train.py")
     presets = "\n".join(f"  {name}: {about}" for name, (about, _) in PRESETS.items())
     config = tyro.cli(
         Experiment,
@@ -449,10 +449,10 @@ def end(stopped: Stopped | KeyboardInterrupt, config: Experiment, folder: Path) 
     sys.exit(stopped.status)
 
 
-def split_preset(program: str, default: str) -> tuple[str, list[str]]:
+def split_preset(program: str) -> tuple[str, list[str]]:
     """The preset that the command line names first, or the default, and the other arguments."""
     arguments = sys.argv[1:]
-    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
+    preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else DEFAULT_PRESET
     if preset not in PRESETS:
         sys.exit(f"{program}: unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
     return preset, arguments
