@@ -1,4 +1,4 @@
-"""Bop against latent weights on CIFAR-10, each at the best of its own two hyperparameters.
+"""Bop, its variants and latent weights on CIFAR-10, each at the best of its two hyperparameters.
 
     python compare.py --data-dir DIR    # about two hours on two cores; once stopped, it goes on
 
@@ -30,6 +30,13 @@ METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-bop-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
     "cifar10-adam-small": {"latent_learning_rate": (1e-2, 1e-3, 1e-4), "b1": (0.9, 0.99)},
     "cifar10-sgd-small": {"latent_learning_rate": (1.0, 0.1, 0.01), "momentum": (0.9, 0.99)},
+    "cifar10-bop-falling-threshold-small": {
+        "gamma": (1e-2, 1e-3, 1e-4),
+        "threshold": (1e-6, 1e-7),
+    },
+    "cifar10-bop-layerwise-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1.0, 0.3)},
+    "cifar10-bop-2nd-order-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-2, 1e-3)},
+    "cifar10-cema-small": {"alpha": (1e-2, 1e-3, 1e-4), "gamma": (1e-1, 1e-2)},
 }
 """For each preset, the values of its two hyperparameters."""
 

@@ -112,7 +112,7 @@ def main(
     """
     try:
         config, record = read_result(run / "result.json")
-        if config.optimizer == "bop":
+        if not config.latent:
             raise ValueError(f"{run} was trained by Bop: it has no latent weights")
         data = train.load_data(replace(config, data_dir=data_dir))
         program, state = train.build(config, data)

@@ -29,7 +29,16 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import datasets
-from bop_optax import binary_labels, bop, flip_ratio, log_flip_ratio, ste_sign
+from bop_optax import (
+    binary_labels,
+    bop,
+    bop_2nd_order,
+    bop_layerwise,
+    cema,
+    flip_ratio,
+    log_flip_ratio,
+    ste_sign,
+)
 from bop_optax.latent import clip_latent, scale_by_glorot
 from bop_optax.layers import BinaryParam, LatentParam, glorot_uniform
 from console import EpochBar, Interrupt
@@ -84,7 +93,6 @@ def build(
     """Draws the network and lays it on a mesh of the devices; None: all there are."""
     devices = devices or jax.devices()
     mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
-    latent = config.optimizer != "bop"
 
     def make_model(seed):
         return BinaryNet(
@@ -94,8 +102,8 @@ def build(
             image_shape=data.train_images.shape[1:],
             stages=config.stages,
             first_padding=config.first_padding,
-            kernel_quantizer=ste_sign if latent else None,
-            kernel_init=scaled_glorot(config.latent_scale) if latent else None,
+            kernel_quantizer=ste_sign if config.latent else None,
+            kernel_init=scaled_glorot(config.latent_scale) if config.latent else None,
             rngs=nnx.Rngs(jax.random.key(seed)),
         )
 
@@ -123,24 +131,46 @@ def build(
 def make_optimizer(
     config: Experiment, labels: Any, steps_per_epoch: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam for the real parameters; for the kernels Bop, or the latent weights of Algorithm 1."""
+    """Adam for the real parameters; for the kernels Bop or a variant, or the latent weights of
+    Algorithm 1."""
 
     def decayed(value: float) -> optax.Schedule:
         steps = min(config.decay_epochs * steps_per_epoch, 2**31 - 1)  # counted in int32
         return optax.exponential_decay(value, steps, config.decay, staircase=True)
 
-    if config.optimizer == "bop":
-        binary = bop(decayed(config.gamma), config.threshold)
-    else:
-        rate = decayed(config.latent_learning_rate)
-        binary = optax.chain(
-            optax.adam(rate, config.b1)
-            if config.optimizer == "adam"
-            else optax.sgd(rate, config.momentum),
-            scale_by_glorot() if config.glorot_scaling else optax.identity(),
-            clip_latent(config.latent_limit),
-        )
-    return optax.partition({"binary": binary, "real": optax.adam(config.learning_rate)}, labels)
+    def linear(value: float, end: float | None) -> float | optax.Schedule:
+        steps = min(config.epochs * steps_per_epoch, 2**31 - 1)
+        return value if end is None else optax.linear_schedule(value, end, steps)
+
+    threshold = linear(config.threshold, config.threshold_end)
+    gamma = decayed(config.gamma)
+    if config.gamma_end is not None:
+        gamma = linear(config.gamma, config.gamma_end)
+    rate = decayed(config.latent_learning_rate)
+    match config.optimizer:
+        case "bop":
+            binary = bop(gamma, threshold)
+        case "bop_layerwise":
+            binary = bop_layerwise(gamma, threshold)
+        case "bop_2nd_order":
+            sigma = linear(config.sigma, config.sigma_end)
+            binary = bop_2nd_order(gamma, threshold, sigma, unbiased=config.unbiased)
+        case "cema":
+            binary = cema(gamma, linear(config.alpha, 0.0))
+        case "adam":
+            binary = latent(optax.adam(rate, config.b1), config)
+        case "sgd":
+            binary = latent(optax.sgd(rate, config.momentum), config)
+    real = optax.adam(linear(config.learning_rate, config.learning_rate_end))
+    return optax.partition({"binary": binary, "real": real}, labels)
+
+
+def latent(
+    optimizer: optax.GradientTransformation, config: Experiment
+) -> optax.GradientTransformation:
+    """An optimizer of latent weights, with what the practice puts behind it."""
+    scaling = scale_by_glorot() if config.glorot_scaling else optax.identity()
+    return optax.chain(optimizer, scaling, clip_latent(config.latent_limit))
 
 
 def scaled_glorot(scale: float) -> nnx.Initializer:

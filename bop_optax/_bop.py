@@ -2,7 +2,7 @@
 
 import math
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,42 +99,46 @@ def bop(
         Rethinking Binarized Neural Network Optimization. NeurIPS 2019, arXiv:1906.02107.
         Section 4, Algorithm 2.
     """
-    _check_hyperparameters(gamma, threshold, ema_dtype)
+    check_hyperparameters(ema_dtype, gamma=gamma, threshold=threshold)
 
     def init(params: optax.Params) -> BopState:
-        jax.tree_util.tree_map_with_path(_check_parameter, params)
-        ema = jax.tree.map(lambda w: jnp.zeros_like(w, dtype=ema_dtype), params)
-        return BopState(count=jnp.zeros([], jnp.int32), ema=ema)
+        return BopState(jnp.zeros([], jnp.int32), zeros_like(params, ema_dtype))
 
     def update(
         updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, BopState]:
-        if params is None:
-            raise ValueError(
-                "bop decides flips by the weights' signs, but got params=None: "
-                "call update(grads, state, params)"
-            )
-        rate = _at(gamma, state.count, ema_dtype)
-        tau = _at(threshold, state.count, ema_dtype)
-        ema = jax.tree.map(
-            lambda m, g: m + _rounded(rate * (jnp.astype(g, ema_dtype) - m)), state.ema, updates
-        )
-        flips = jax.tree.map(
-            lambda m, w: (jnp.abs(m) > tau) & (jnp.sign(m) == jnp.sign(w).astype(ema_dtype)),
-            ema,
-            params,
-        )
-        updates = jax.tree.map(
-            lambda flip, w: jnp.where(flip, -2 * jnp.asarray(w), jnp.zeros_like(w)), flips, params
-        )
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return updates, BopState(count, ema)
+        check_given(params)
+        rate, tau = at(gamma, state.count, ema_dtype), at(threshold, state.count, ema_dtype)
+        ema = jax.tree.map(lambda m, g: averaged(m, g, rate), state.ema, updates)
+        updates = jax.tree.map(lambda m, w: flipped(w, m, tau), ema, params)
+        return updates, BopState(jnp.asarray(optax.safe_increment(state.count)), ema)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
-def _at(value: ArrayLike | optax.Schedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:
+# ---- What Bop shares with its variants --------------------------------------------------------
+
+
+def averaged(m: jax.Array, x: ArrayLike, rate: jax.Array) -> jax.Array:
+    """The moving average m after x, in the dtype of m."""
+    return m + _rounded(rate * (jnp.astype(x, m.dtype) - m))
+
+
+def flipped(w: ArrayLike, m: jax.Array, tau: ArrayLike) -> jax.Array:
+    """The update of w: −2w where m is stronger than τ and points the way of w, else 0."""
+    flip = (jnp.abs(m) > tau) & (jnp.sign(m) == jnp.sign(w).astype(m.dtype))
+    return jnp.where(flip, -2 * jnp.asarray(w), jnp.zeros_like(w))
+
+
+def at(value: ArrayLike | optax.Schedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """A hyperparameter at a step."""
     return jnp.asarray(value(count) if callable(value) else value, dtype)
+
+
+def zeros_like(params: optax.Params, dtype: DTypeLike) -> optax.Updates:
+    """A moving average of nothing yet, for parameters that can be flipped."""
+    jax.tree_util.tree_map_with_path(_check_parameter, params)
+    return jax.tree.map(lambda w: jnp.zeros_like(w, dtype=dtype), params)
 
 
 def _rounded(x: jax.Array) -> jax.Array:
@@ -144,19 +148,33 @@ def _rounded(x: jax.Array) -> jax.Array:
     return jnp.clip(x, -largest, largest)
 
 
-def _check_hyperparameters(gamma: object, threshold: object, ema_dtype: DTypeLike) -> None:
-    if isinstance(gamma, Real) and not 0 < float(gamma) <= 1:
-        raise ValueError(f"gamma must be in (0, 1], got {gamma=}; the paper uses 1e-4")
-    if isinstance(threshold, Real) and (math.isnan(float(threshold)) or float(threshold) < 0):
-        raise ValueError(f"threshold must be ≥ 0, got {threshold=}; the paper uses 1e-8")
-    for name, value in (("gamma", gamma), ("threshold", threshold)):
-        if not callable(value) and jnp.shape(value) != ():  # pyright: ignore[reportArgumentType]
+def check_hyperparameters(
+    ema_dtype: DTypeLike, threshold: ArrayLike | optax.Schedule = 0.0, **rates: Any
+) -> None:
+    for name, rate in rates.items():
+        if isinstance(rate, Real) and not 0 < float(rate) <= 1:
             raise ValueError(
-                f"{name} must be a scalar, got shape {jnp.shape(value)}; "  # pyright: ignore[reportArgumentType]
+                f"{name} must be in (0, 1], got {name}={rate!r}; the paper's γ is 1e-4"
+            )
+    if isinstance(threshold, Real) and (math.isnan(float(threshold)) or float(threshold) < 0):
+        raise ValueError(f"threshold must be ≥ 0, got {threshold=}; the paper's is 1e-8")
+    for name, value in {"threshold": threshold, **rates}.items():
+        shape = () if callable(value) else jnp.shape(value)  # pyright: ignore[reportArgumentType]
+        if shape != ():
+            raise ValueError(
+                f"{name} must be a scalar, got shape {shape}; "
                 "to train with several values use jax.vmap"
             )
     if not jnp.issubdtype(ema_dtype, jnp.floating):
         raise ValueError(f"ema_dtype must be a floating dtype, got {ema_dtype}; use jnp.float32")
+
+
+def check_given(params: optax.Params | None) -> None:
+    if params is None:
+        raise ValueError(
+            "bop decides flips by the weights' signs, but got params=None: "
+            "call update(grads, state, params)"
+        )
 
 
 def _check_parameter(path: jax.tree_util.KeyPath, w: ArrayLike) -> None:

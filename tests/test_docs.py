@@ -26,8 +26,8 @@ EXAMPLES = {
     if test.examples
 }
 LAYERS = ["BinaryBox", "BinaryConv", "BinaryLinear", "BinaryParam", "with_binary"]
-# Made and read by others: by `bop`, and by `with_binary`, whose examples show them.
-WITHOUT_EXAMPLE = {"BopState", "BinaryBox"}
+# Made and read by others: by the optimizers, and by `with_binary`, whose examples show them.
+WITHOUT_EXAMPLE = {"BopState", "Bop2ndOrderState", "CemaState", "BinaryBox"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
