@@ -36,7 +36,7 @@ class EpochBar:
     def __init__(self, epoch: int, config: Experiment, steps: int, offset: int):
         self._title = f"epoch {epoch}/{config.epochs}"
         self._batch_size = config.batch_size
-        self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._bar = tqdm(
             desc=self._title,
             total=steps * config.batch_size,
@@ -44,7 +44,7 @@ class EpochBar:
             unit="images",
             unit_scale=True,
             dynamic_ncols=True,
-            disable=not self._on_terminal,
+            disable=not self.on_terminal,
         )
 
     def __enter__(self) -> Self:
@@ -58,8 +58,10 @@ class EpochBar:
         self._bar.update(steps * self._batch_size)
 
     def report(self, metrics: dict[str, Any]) -> None:
-        if not self._on_terminal:
+        if not self.on_terminal:
             rate = f"{metrics['images_per_second']:,.0f} images/s"
+            if "seconds_waited" in metrics:
+                rate += f", {metrics['seconds_waited']:.1f} s waited for data"
             print(f"{self._title}: {self._summary(metrics)}, {rate}", flush=True)
 
     @staticmethod

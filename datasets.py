@@ -1,7 +1,9 @@
 """Images and labels as uint8 arrays, and what happens to a batch on the device.
 
 `load` reads a data set that is there; it never downloads. `python datasets.py cifar10` prepares
-CIFAR-10 once with TensorFlow Datasets (extra `prepare`); reading it afterwards needs no TensorFlow.
+CIFAR-10 once with TensorFlow Datasets (extra `prepare`), `python datasets.py imagenet2012` the
+archives of ImageNet; reading them afterwards needs no TensorFlow. ImageNet is too large for memory:
+imagenet.py reads it.
 """
 
 import hashlib
@@ -10,17 +12,20 @@ import os
 import shlex
 import sys
 import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 SPLITS = ("train", "test")
+IMAGENET_SPLITS = ("train", "validation")
+ARCHIVES = {"ILSVRC2012_img_train.tar": 147_897_477_120, "ILSVRC2012_img_val.tar": 6_744_924_160}
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Dataset:
         train_images, test_images: uint8, (number, height, width, channels).
         train_labels, test_labels: int32, (number,), from 0 to `num_classes` − 1.
         num_classes: number of classes.
+        mean, std: what `scale` subtracts and divides by.
     """
 
     train_images: np.ndarray
@@ -38,6 +44,16 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray
     num_classes: int = 10
+    mean: ClassVar[Any] = 127.5
+    std: ClassVar[Any] = 127.5
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train_images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.train_images.shape[1:]
 
 
 def load(name: str, data_dir: Path | None = None, cache_dir: Path | None = None) -> Dataset:
@@ -135,31 +151,41 @@ def augment(key: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Arra
     return images
 
 
-def scale(images: jax.Array) -> jax.Array:
-    """Maps uint8 images to float32 in [−1, 1]: x / 127.5 − 1."""
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+def scale(images: jax.Array, mean: Any = 127.5, std: Any = 127.5) -> jax.Array:
+    """Maps uint8 images to float32, (x − mean) / std; by default to [−1, 1].
+
+    Args:
+        images: (..., channels), uint8.
+        mean, std: a number, or one for each channel, from 0 to 255.
+    """
+    mean, std = np.float32(mean), np.float32(std)
+    return jnp.asarray(images, jnp.float32) / std - mean / std
 
 
 # ---- TensorFlow Datasets ----------------------------------------------------------------------
 
 
-def prepare(name: Literal["cifar10"], /, data_dir: Path | None = None) -> None:
-    """Downloads a data set and prepares it for `load`, once. Needs TensorFlow (extra `prepare`).
+def prepare(name: Literal["cifar10", "imagenet2012"], /, data_dir: Path | None = None) -> None:
+    """Prepares a data set, once. Needs TensorFlow (extra `prepare`).
 
     Args:
         name: The data set. CIFAR-10: 170 MB to download, 140 MB prepared, about 3 minutes.
+            ImageNet: 155 GB to fetch by hand, 155 GB prepared, 1 to 3 hours (an estimate).
         data_dir: TFDS directory to write to. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     """
-    import tensorflow_datasets as tfds
-
+    data_dir = data_directory(data_dir)
     try:
-        _find(name, _data_dir(data_dir))
+        find(name, data_dir, IMAGENET_SPLITS if name == "imagenet2012" else SPLITS)
     except FileNotFoundError as missing:
         print(missing.args[0].splitlines()[0], file=sys.stderr)
     else:
-        print(f"{name} is in {_data_dir(data_dir)} already.")
+        print(f"{name} is in {data_dir} already.")
         return
-    builder: Any = tfds.builder(name, data_dir=_data_dir(data_dir), file_format="array_record")
+    if name == "imagenet2012":
+        _check_archives(data_dir)
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     again = tfds.download.DownloadConfig(
         download_mode=tfds.download.GenerateMode.REUSE_CACHE_IF_EXISTS
     )
@@ -167,26 +193,46 @@ def prepare(name: Literal["cifar10"], /, data_dir: Path | None = None) -> None:
     print(f"{name} is in {builder.data_dir}.")
 
 
-def _data_dir(data_dir: Path | None) -> Path:
+def _check_archives(data_dir: Path) -> None:
+    """TFDS leaves out the split whose archive is missing, with no more than a warning."""
+    for archive, size in ARCHIVES.items():
+        path = data_dir / "downloads" / "manual" / archive
+        there = path.stat().st_size if path.is_file() else 0
+        if there < size:
+            state = f"has {there:,} of {size:,} bytes" if there else "is missing"
+            raise FileNotFoundError(f"{path} {state}." + how_to_prepare("imagenet2012", data_dir))
+
+
+def data_directory(data_dir: Path | None) -> Path:
+    """The TFDS directory: `data_dir`, else `$TFDS_DATA_DIR`, else ~/tensorflow_datasets."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def _how_to_prepare(name: str, data_dir: Path) -> str:
+def how_to_prepare(name: str, data_dir: Path) -> str:
+    """The end of an error's message: the steps that put a data set into `data_dir`."""
     folder = shlex.quote(str(data_dir))
+    fetch, this = "", "this downloads it, and"
+    if name == "imagenet2012":
+        fetch = (
+            "\nFetch its two archives by hand, with an account of https://image-net.org:"
+            f"\n  ILSVRC2012_img_train.tar (147.9 GB) and ILSVRC2012_img_val.tar (6.7 GB) into"
+            f"\n  {shlex.quote(str(data_dir / 'downloads' / 'manual'))}"
+        )
+        this = "155 GB of disk beside the archives, 1 to 3 hours by estimate; this"
     return (
-        "\nPrepare it, once (this downloads it, and needs TensorFlow):"
+        f"{fetch}\nPrepare it, once ({this} needs TensorFlow):"
         f"\n  pip install -e '.[prepare]' && python datasets.py {name} --data-dir {folder}"
         "\nor point --data-dir at a TFDS directory that holds it as array_record."
     )
 
 
-def _find(name: str, data_dir: Path) -> tuple[Path, dict[str, int]]:
+def find(name: str, data_dir: Path, splits: Sequence[str] = SPLITS) -> tuple[Path, dict[str, int]]:
     """The prepared folder of the newest version, every shard in place, and each split's number."""
     versions = [p.parent for p in (data_dir / name).glob("*/dataset_info.json")]
     if not versions:
         raise FileNotFoundError(
             f"{name} is not prepared in {data_dir}: no {name}/VERSION/dataset_info.json there."
-            + _how_to_prepare(name, data_dir)
+            + how_to_prepare(name, data_dir)
         )
     folder = max(versions, key=_version)
     try:
@@ -195,25 +241,27 @@ def _find(name: str, data_dir: Path) -> tuple[Path, dict[str, int]]:
         file_format = info.get("fileFormat", "tfrecord")
     except (ValueError, KeyError, TypeError) as error:
         raise FileNotFoundError(
-            f"{folder}/dataset_info.json is damaged ({error})." + _how_to_prepare(name, data_dir)
+            f"{folder}/dataset_info.json is damaged ({error})." + how_to_prepare(name, data_dir)
         ) from error
     if file_format != "array_record":
         raise FileNotFoundError(
             f"{folder} holds {file_format} files, which do not read without TensorFlow."
-            + _how_to_prepare(name, data_dir / "array_record")
+            + how_to_prepare(name, data_dir / "array_record")
         )
     shards = {
         f"{name}-{split}.array_record-{i:05d}-of-{len(lengths.get(split, [])):05d}"
-        for split in SPLITS
+        for split in splits
         for i in range(max(len(lengths.get(split, [])), 1))
     }
     missing = sorted(s for s in shards | {"features.json"} if not (folder / s).is_file())
     if missing:
         raise FileNotFoundError(
-            f"{folder} is only half prepared: {', '.join(missing)} missing."
-            + _how_to_prepare(name, data_dir)
+            f"{folder} is only half prepared: {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            + " missing."
+            + how_to_prepare(name, data_dir)
         )
-    return folder, {split: sum(lengths[split]) for split in SPLITS}
+    return folder, {split: sum(lengths[split]) for split in splits}
 
 
 def _version(folder: Path) -> list[int]:
@@ -221,8 +269,8 @@ def _version(folder: Path) -> list[int]:
 
 
 def _tfds(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
-    data_dir = _data_dir(data_dir)
-    folder, numbers = _find(name, data_dir)
+    data_dir = data_directory(data_dir)
+    folder, numbers = find(name, data_dir)
     stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir())]
     stamp = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     cache_dir = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bop_optax")
@@ -234,7 +282,7 @@ def _tfds(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
             arrays = {k: v for s in SPLITS for k, v in _decode(folder, s, numbers[s]).items()}
         except Exception as error:  # array_record, PIL and TFDS each raise their own
             raise OSError(
-                f"{folder} is damaged: {error}." + _how_to_prepare(name, data_dir)
+                f"{folder} is damaged: {error}." + how_to_prepare(name, data_dir)
             ) from error
         _write_cache(cache, arrays)
     return Dataset(**arrays)

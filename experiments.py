@@ -9,18 +9,21 @@ import tyro
 
 @dataclass(frozen=True)
 class Experiment:
-    """One training run of BinaryNet: Bop, or the latent-weight baseline of Algorithm 1."""
+    """One training run: Bop or a variant of it, or the latent-weight baseline of Algorithm 1."""
 
-    dataset: Literal["digits", "cifar10"] = "digits"
-    """Images to train on. digits comes with scikit-learn; cifar10 is read from --data-dir."""
+    dataset: Literal["digits", "cifar10", "imagenet2012"] = "digits"
+    """Images to train on. digits comes with scikit-learn; the others are read from --data-dir."""
+    model: Literal["binarynet", "birealnet", "binary_alexnet", "xnornet"] = "binarynet"
+    """The network, of models/."""
     width: int = 128
-    """Channels of the first stage; each further stage doubles them."""
+    """Channels of the first stage; of the later ones, the model's multiples of it."""
     units: int | None = None
     """Units of each hidden dense layer. None: 8 × width, as in the paper (1024 at width 128)."""
     stages: int = 3
-    """How many times two convolutions and a 2×2 pooling are stacked."""
+    """How many times two convolutions and a 2×2 pooling are stacked (binarynet)."""
     first_padding: Literal["VALID", "SAME"] = "VALID"
-    """Padding of the first convolution: VALID as the authors' code has it, SAME as the paper."""
+    """Padding of the first convolution: VALID as the authors' code has it, SAME as the paper
+    (binarynet)."""
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 100
@@ -64,8 +67,11 @@ class Experiment:
     """Adam's learning rate, > 0, for the real parameters."""
     learning_rate_end: float | None = None
     """The same falls to this linearly over all epochs; None: it is constant."""
+    l2: float = 0.0
+    """Penalty ≥ 0 on the squares of the real kernels."""
     pad: int = 4
-    """Augmentation: random shifts by up to this many pixels; 0 for none."""
+    """Augmentation: random shifts by up to this many pixels; 0 for none. ImageNet's images are
+    cropped at random in any case."""
     flip: bool = True
     """Augmentation: mirror half of the training images."""
     held_out: int = 0
@@ -74,6 +80,11 @@ class Experiment:
     """Seed ≥ 0 of the weights, the order of the images and the augmentation."""
     data_dir: Path | None = None
     """TFDS directory. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    workers: int | None = None
+    """Processes that read and decode images (imagenet2012). None: one for each core; 0: the
+    training process itself."""
+    bad_images: Literal["stop", "skip"] = "stop"
+    """An image file that does not decode: stop, or name it, count it and leave it out."""
     run_dir: Path | None = None
     """Folder of this run, new or empty. Default: runs/PRESET-TIME."""
     checkpoint_epochs: int = 1
@@ -91,7 +102,23 @@ class Experiment:
     @property
     def evaluated_on(self) -> Literal["test", "validation"]:
         """Which images the accuracy after every epoch is of."""
-        return "validation" if self.held_out else "test"
+        return "validation" if self.held_out or self.dataset == "imagenet2012" else "test"
+
+    @property
+    def accuracy(self) -> str:
+        """The name of that accuracy, in a run's metrics and result."""
+        return f"{self.evaluated_on}_accuracy"
+
+    @property
+    def top5(self) -> str:
+        """The same, of the five likeliest classes."""
+        return f"{self.evaluated_on}_top5"
+
+    @property
+    def falls_until_the_end(self) -> bool:
+        """Whether a hyperparameter's schedule depends on the number of epochs."""
+        ends = (self.gamma_end, self.threshold_end, self.sigma_end, self.learning_rate_end)
+        return self.optimizer == "cema" or any(end is not None for end in ends)
 
     def check(self) -> None:
         """Raises ValueError for the first field out of range, naming the value and the range."""
@@ -111,8 +138,10 @@ class Experiment:
             _require(getattr(self, name) > 0, self, name, "above 0")
         _require(self.threshold >= 0, self, "threshold", "at least 0")
         _require(0 < self.learning_rate < float("inf"), self, "learning_rate", "above 0")
-        for name in ("pad", "held_out"):
-            _require(getattr(self, name) >= 0, self, name, "at least 0")
+        for name in ("pad", "held_out", "l2", "workers"):
+            _require((getattr(self, name) or 0) >= 0, self, name, "at least 0")
+        streamed = self.dataset == "imagenet2012"
+        _require(not (streamed and self.held_out), self, "held_out", "0 with imagenet2012")
         _require(0 <= self.seed < 2**32, self, "seed", "from 0 to 2³² − 1")
         _require(not self.resume or self.run_dir is not None, self, "run_dir", "given to --resume")
 
@@ -136,6 +165,28 @@ CIFAR10_ADAM = replace(CIFAR10_BOP, optimizer="adam", latent_learning_rate=1e-3)
 CIFAR10_SGD = replace(CIFAR10_BOP, optimizer="sgd", latent_learning_rate=1e-2, momentum=0.9)
 # For two CPU cores: an eighth of the width; γ, or the learning rate, falls twice.
 SMALL = {"width": 16, "epochs": 6, "decay_epochs": 2}
+IMAGENET_BOP = Experiment(
+    dataset="imagenet2012",
+    model="birealnet",
+    width=64,
+    epochs=100,
+    batch_size=256,
+    gamma=5e-4,
+    gamma_end=2.5e-6,
+    threshold=1e-7,
+    learning_rate=2.5e-3,
+    learning_rate_end=2.5e-6,
+    pad=0,
+)
+IMAGENET_BOP_RELEASED = replace(
+    IMAGENET_BOP,
+    epochs=300,
+    batch_size=1024,
+    gamma=1e-4,
+    gamma_end=1e-6,
+    threshold=1e-8,
+    learning_rate_end=5e-6,
+)
 SMALL_BOP = replace(CIFAR10_BOP, **SMALL, gamma=1e-3, threshold=1e-7)
 SMALL_SGD = replace(CIFAR10_SGD, **SMALL, momentum=0.0, decay=1.0, glorot_scaling=False)
 
@@ -191,6 +242,26 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             sigma_end=1e-2,
             learning_rate_end=1e-3,
         ),
+    ),
+    "imagenet-birealnet-bop": (
+        "The paper's section 5.3: 54.2 % top-1, 77.2 % top-5 reported after 100 epochs.",
+        IMAGENET_BOP,
+    ),
+    "imagenet-birealnet-bop-released": (
+        "Bi-Real Net-18 in the authors' later code: 56.6 % top-1 reported after 300 epochs.",
+        IMAGENET_BOP_RELEASED,
+    ),
+    "imagenet-alexnet-bop-released": (
+        "Binary AlexNet in the authors' later code: 41.1 % top-1 reported after 150 epochs.",
+        replace(IMAGENET_BOP_RELEASED, model="binary_alexnet", units=4096, epochs=150),
+    ),
+    "imagenet-xnornet-bop-released": (
+        "XNOR-Net in the authors' later code: 45.9 % top-1 reported after 100 epochs.",
+        replace(IMAGENET_BOP_RELEASED, model="xnornet", width=32, units=4096, epochs=100, l2=5e-7),
+    ),
+    "cifar10-birealnet-bop": (
+        "Whether Bi-Real Net-18 learns: on CIFAR-10, with a stem for small images.",
+        replace(IMAGENET_BOP, dataset="cifar10", epochs=30, batch_size=100, pad=4),
     ),
     "cifar10-bop-small": (
         "Section 5.2 at width 16 for 6 epochs, γ and τ by compare.py: five minutes on a CPU core.",

@@ -46,7 +46,7 @@ class Result(NamedTuple):
     @property
     def accuracy(self) -> float:
         """The last accuracy, in percent."""
-        return 100 * self.record["result"][f"{self.config.evaluated_on}_accuracy"]
+        return 100 * self.record["result"][self.config.accuracy]
 
 
 def load_results(folder: Path) -> dict[str, list[Result]]:

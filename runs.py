@@ -29,7 +29,8 @@ from experiments import PRESETS, Experiment
 from figures import plot_curves
 
 Tree = TypeVar("Tree")
-MAY_CHANGE = {"epochs", "data_dir", "run_dir", "checkpoint_epochs", "keep", "resume"}
+MAY_CHANGE = {"epochs", "data_dir", "workers", "bad_images", "run_dir", "checkpoint_epochs"}
+MAY_CHANGE |= {"keep", "resume"}
 FORMAT = 1  # of result.json; what a record lacks, a field of Experiment or this, had its default
 
 
@@ -79,7 +80,8 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.folder} holds no run to resume: {path} ({error})") from error
         ours = _jsonable(config) | more
-        differing = [k for k in ours if k not in MAY_CHANGE and ours[k] != saved.get(k)]
+        may_change = MAY_CHANGE - ({"epochs"} if config.falls_until_the_end else set())
+        differing = [k for k in ours if k not in may_change and ours[k] != saved.get(k)]
         if differing:
             raise ValueError(
                 f"{self.folder} was run with "
@@ -226,7 +228,7 @@ def read_result(path: Path) -> tuple[Experiment, dict[str, Any]]:
         config.check()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is of another version: {error}") from error
-    accuracy = f"{config.evaluated_on}_accuracy"
+    accuracy = config.accuracy
     try:
         _ = float(record["result"][accuracy])
         if "latent_weights" not in record:

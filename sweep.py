@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -178,15 +179,16 @@ def several_networks(sweep: Sweep, compiled: Compiled, lanes: list[Lane]) -> tra
             for i in range(len(lanes))
         ]
         if over:
-            accuracies = compiled.evaluate(stacked.states, compiled.test_data, config.batch_size)
-            for record, accuracy in zip(each, accuracies, strict=True):
-                record[f"{config.evaluated_on}_accuracy"] = float(accuracy)
+            images = train.every_image(compiled.test_data, config.batch_size, compiled.program.mesh)
+            accuracies = compiled.evaluate(stacked.states, images)
+            for record, (top1, _) in zip(each, accuracies, strict=True):
+                record[config.accuracy] = float(top1)
         mean = jax.tree.map(lambda *values: float(np.mean(values)), *each)
         return mean | {"networks": each}
 
     number = len(compiled.train_data[0])
     return train.Trainee(
-        lambda epoch: epoch_batches(sweep, lanes, number, epoch),
+        lambda step: train.chunks(partial(epoch_batches, sweep, lanes, number), step),
         lambda stacked, batches: compiled.train_steps(stacked, compiled.train_data, batches),
         metrics,
     )
@@ -209,8 +211,9 @@ def train_lanes(
     print(more["networks"][0] if own else f"{len(lanes)} networks together", file=sys.stderr)
     trainee = several_networks(sweep, compiled, lanes)
     stacked = build_lanes(compiled, lanes)
-    train.train(config, trainee, stacked, compiled.program.steps_per_epoch, run)
-    accuracy, records = f"{config.evaluated_on}_accuracy", []
+    with run:
+        train.train(config, trainee, stacked, compiled.program.steps_per_epoch, run)
+    accuracy, records = config.accuracy, []
     for i, lane in enumerate(lanes):
         metrics = [m | m["networks"][i] for m in run.metrics]
         for m in metrics:
@@ -328,6 +331,8 @@ def main() -> None:
     try:
         config.check()
         lanes = sweep.lanes()
+        if config.dataset == "imagenet2012":
+            raise ValueError("a sweep needs images in memory: not --dataset imagenet2012")
         data = train.load_data(config)
         train.check_batch(config, len(data.train_images))
         compiled = compile_sweep(sweep, data)
@@ -348,7 +353,7 @@ def main() -> None:
         plot_sweep(records, folder / "figure1.png")
     else:
         plot_comparison({preset: [r["metrics"] for r in records]}, folder / "figure2.png")
-    accuracy = f"{config.evaluated_on}_accuracy"
+    accuracy = config.accuracy
     best = max(records, key=lambda record: record["result"][accuracy])
     result = {
         "preset": preset,

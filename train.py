@@ -10,13 +10,17 @@ TensorBoard events, curves.png, checkpoints, and weights.npz at the end. The las
 output is a JSON object with the result.
 """
 
+import itertools
 import json
 import math
+import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -26,49 +30,16 @@ import numpy as np
 import optax
 import tyro
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import datasets
-from bop_optax import (
-    binary_labels,
-    bop,
-    bop_2nd_order,
-    bop_layerwise,
-    cema,
-    flip_ratio,
-    log_flip_ratio,
-    ste_sign,
-)
-from bop_optax.latent import clip_latent, scale_by_glorot
-from bop_optax.layers import BinaryParam, LatentParam, glorot_uniform
 from console import EpochBar, Interrupt
 from experiments import DEFAULT_PRESET, PRESETS, Experiment
-from models.binarynet import BinaryNet
+from networks import Program, TrainState, binary_layers, build, flip_metrics
+from optimizers import make_optimizer
 from runs import Run, RunError, save_weights
 
 State = TypeVar("State")
-
-
-class TrainState(NamedTuple):
-    """All that training changes. `sums` adds up the metrics of the steps of the epoch so far."""
-
-    step: jax.Array
-    params: Any
-    batch_stats: nnx.State
-    opt_state: optax.OptState
-    sums: dict[str, Any]
-
-
-class Program(NamedTuple):
-    """What a run is compiled from: `init` maps a seed to the first state; the model's graphs; which
-    parameters are binary; the devices."""
-
-    init: Callable[[jax.Array], TrainState]
-    train_graph: nnx.GraphDef
-    eval_graph: nnx.GraphDef
-    labels: Any
-    mesh: jax.sharding.Mesh
-    steps_per_epoch: int
 
 
 class Stopped(Exception):
@@ -79,141 +50,31 @@ class Stopped(Exception):
         self.status = status
 
 
-# ---- Data, model, optimizer, state ------------------------------------------------------------
+# ---- Data, a step, an evaluation --------------------------------------------------------------
 
 
-def load_data(config: Experiment) -> datasets.Dataset:
+def load_data(config: Experiment) -> Any:
+    if config.dataset == "imagenet2012":
+        from imagenet import open_imagenet  # Grain takes seconds to import
+
+        return open_imagenet(config.data_dir)
     data = datasets.load(config.dataset, config.data_dir)
     return datasets.hold_out(data, config.held_out) if config.held_out else data
 
 
-def build(
-    config: Experiment, data: datasets.Dataset, devices: Sequence[Any] | None = None
-) -> tuple[Program, TrainState]:
-    """Draws the network and lays it on a mesh of the devices; None: all there are."""
-    devices = devices or jax.devices()
-    mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+def make_train_step(program: Program, config: Experiment) -> Callable[..., Any]:
+    """A pure step (state, (images, labels), indices) → (state, loss).
 
-    def make_model(seed):
-        return BinaryNet(
-            config.width,
-            config.units or 8 * config.width,
-            data.num_classes,
-            image_shape=data.train_images.shape[1:],
-            stages=config.stages,
-            first_padding=config.first_padding,
-            kernel_quantizer=ste_sign if config.latent else None,
-            kernel_init=scaled_glorot(config.latent_scale) if config.latent else None,
-            rngs=nnx.Rngs(jax.random.key(seed)),
-        )
-
-    model = nnx.eval_shape(lambda: make_model(0))
-    model.eval()
-    eval_graph = nnx.graphdef(model)
-    model.train()
-    train_graph, shapes, _ = nnx.split(model, nnx.Param, ...)
-    labels = binary_labels(shapes, lambda _, v: isinstance(v, BinaryParam | LatentParam))
-    steps_per_epoch = len(data.train_images) // config.batch_size
-    optimizer = make_optimizer(config, labels, steps_per_epoch)
-
-    def init(seed):
-        _, params, batch_stats = nnx.split(make_model(seed), nnx.Param, ...)
-        sums = {"loss": jnp.zeros([]), "correct": jnp.zeros([], jnp.int32)}
-        sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, params, labels))
-        step = jnp.zeros([], jnp.int32)
-        return TrainState(step, params, batch_stats, optimizer.init(params), sums)
-
-    program = Program(init, train_graph, eval_graph, labels, mesh, steps_per_epoch)
-    state = jax.jit(init)(jnp.uint32(config.seed))
-    return program, jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-
-
-def make_optimizer(
-    config: Experiment, labels: Any, steps_per_epoch: int
-) -> optax.GradientTransformationExtraArgs:
-    """Adam for the real parameters; for the kernels Bop or a variant, or the latent weights of
-    Algorithm 1."""
-
-    def decayed(value: float) -> optax.Schedule:
-        steps = min(config.decay_epochs * steps_per_epoch, 2**31 - 1)  # counted in int32
-        return optax.exponential_decay(value, steps, config.decay, staircase=True)
-
-    def linear(value: float, end: float | None) -> float | optax.Schedule:
-        steps = min(config.epochs * steps_per_epoch, 2**31 - 1)
-        return value if end is None else optax.linear_schedule(value, end, steps)
-
-    threshold = linear(config.threshold, config.threshold_end)
-    gamma = decayed(config.gamma)
-    if config.gamma_end is not None:
-        gamma = linear(config.gamma, config.gamma_end)
-    rate = decayed(config.latent_learning_rate)
-    match config.optimizer:
-        case "bop":
-            binary = bop(gamma, threshold)
-        case "bop_layerwise":
-            binary = bop_layerwise(gamma, threshold)
-        case "bop_2nd_order":
-            sigma = linear(config.sigma, config.sigma_end)
-            binary = bop_2nd_order(gamma, threshold, sigma, unbiased=config.unbiased)
-        case "cema":
-            binary = cema(gamma, linear(config.alpha, 0.0))
-        case "adam":
-            binary = latent(optax.adam(rate, config.b1), config)
-        case "sgd":
-            binary = latent(optax.sgd(rate, config.momentum), config)
-    real = optax.adam(linear(config.learning_rate, config.learning_rate_end))
-    return optax.partition({"binary": binary, "real": real}, labels)
-
-
-def latent(
-    optimizer: optax.GradientTransformation, config: Experiment
-) -> optax.GradientTransformation:
-    """An optimizer of latent weights, with what the practice puts behind it."""
-    scaling = scale_by_glorot() if config.glorot_scaling else optax.identity()
-    return optax.chain(optimizer, scaling, clip_latent(config.latent_limit))
-
-
-def scaled_glorot(scale: float) -> nnx.Initializer:
-    return lambda *args, **kwargs: scale * glorot_uniform(*args, **kwargs)
-
-
-def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:
-    """The binary kernels of a tree by layer, as in {"convs/0": ...}, in the order of its leaves."""
-    flat_labels = jax.tree_util.tree_leaves_with_path(labels)
-    nodes = jax.tree.structure(labels).flatten_up_to(tree)
-    return {
-        jax.tree_util.keystr(path[:-1], simple=True, separator="/"): node
-        for (path, label), node in zip(flat_labels, nodes, strict=True)
-        if label == "binary"
-    }
-
-
-def flip_metrics(before: Any, after: Any, labels: Any) -> dict[str, dict[str, jax.Array]]:
-    """Flip ratio and π_t of one step: of each layer, and of all binary weights together."""
-    old, new = binary_layers(before, labels), binary_layers(after, labels)
-    return {
-        name: {k: metric(old[k], new[k]) for k in old} | {"all": metric(old, new)}
-        for name, metric in (("flip_ratio", flip_ratio), ("log_flip_ratio", log_flip_ratio))
-    }
-
-
-# ---- One step, one evaluation -----------------------------------------------------------------
-
-
-def make_train_step(
-    program: Program, config: Experiment
-) -> Callable[[TrainState, tuple[jax.Array, jax.Array], jax.Array], tuple[TrainState, jax.Array]]:
-    """A pure step (state, (images, labels), indices of the batch) → (state, loss).
-
-    `gamma`, `threshold` and `seed` of `config` may be traced, as in a vmapped sweep.
+    `indices` are those of the batch in the data; None: the data is the batch. `gamma`, `threshold`
+    and `seed` of `config` may be traced, as in a vmapped sweep.
     """
     key = jax.random.key(config.seed)
     optimizer = make_optimizer(config, program.labels, program.steps_per_epoch)
 
-    def train_step(state, data, indices):
-        images, targets = (array[indices] for array in data)
+    def train_step(state, data, indices=None):
+        images, targets = data if indices is None else (array[indices] for array in data)
         augment_key = jax.random.fold_in(key, state.step)
-        inputs = datasets.scale(datasets.augment(augment_key, images, config.pad, config.flip))
+        inputs = program.scale(datasets.augment(augment_key, images, config.pad, config.flip))
 
         def loss_fn(params):
             model = nnx.merge(program.train_graph, params, state.batch_stats, copy=True)
@@ -261,34 +122,27 @@ def make_train_steps(program: Program, train_step: Callable[..., Any]) -> Callab
 
 
 def make_evaluate(program: Program, vmapped: bool = False) -> Callable[..., Any]:
-    """Accuracy over every image exactly once: what fills up the last batch is not counted.
+    """The accuracies, top-1 and top-5, over the images that count.
 
-    With `vmapped`, of many networks: their states are stacked, and there is an accuracy for each.
+    With `vmapped`, of many networks: their states are stacked, and there is a pair for each.
     """
 
     def count_correct(state, data, indices, counted):
-        images, targets = (array[indices] for array in data)
+        images, targets = data if indices is None else (array[indices] for array in data)
         model = nnx.merge(program.eval_graph, state.params, state.batch_stats)
-        logits = model(datasets.scale(images))
-        return jnp.sum((logits.argmax(-1) == targets) & counted)
+        logits = model(program.scale(images))
+        _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+        correct = (logits.argmax(-1) == targets, jnp.any(best == targets[:, None], -1))
+        return jnp.stack([jnp.sum(c & counted) for c in correct])
 
     if vmapped:
         count_correct = jax.vmap(count_correct, in_axes=(0, None, None, None))
     count_correct = jax.jit(count_correct)
 
-    def evaluate(state: TrainState, data: tuple[jax.Array, jax.Array], batch_size: int) -> Any:
-        number = len(data[0])
-        positions = np.arange(math.ceil(number / batch_size) * batch_size, dtype=np.int32)
-        correct = [
-            count_correct(
-                state,
-                data,
-                shard(program.mesh, np.minimum(batch, number - 1)),
-                shard(program.mesh, batch < number),
-            )
-            for batch in positions.reshape(-1, batch_size)
-        ]
-        return np.sum(jax.device_get(correct), axis=0) / number
+    def evaluate(state: TrainState, batches: Iterable[tuple[Any, Any, Any]]) -> np.ndarray:
+        counts = [(count_correct(state, *batch), jnp.sum(batch[-1])) for batch in batches]
+        correct, numbers = zip(*jax.device_get(counts), strict=True)
+        return np.sum(correct, axis=0) / np.sum(numbers)
 
     return evaluate
 
@@ -299,24 +153,26 @@ def shard(mesh: jax.sharding.Mesh, array: np.ndarray) -> jax.Array:
     return jax.device_put(array, NamedSharding(mesh, spec))
 
 
-def on_devices(data: datasets.Dataset, mesh: jax.sharding.Mesh) -> Any:
-    """The whole data set in the memory of every device: ((images, labels) to train, to test)."""
-    arrays = ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
-    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
-
-
-# ---- The loop ---------------------------------------------------------------------------------
+# ---- Data in memory ---------------------------------------------------------------------------
 
 
 class Trainee(NamedTuple):
     """What the loop trains: a network; in sweep.py, many in one program.
 
-    `metrics` are those of the epoch's first steps; of a whole epoch, with the accuracies.
+    `chunks` are what the loop trains on between two looks at losses and signals: from a step on,
+    for ever, none of them across an epoch's end. `metrics` are those of the epoch's first steps;
+    of a whole epoch, with the accuracies.
     """
 
-    batches: Callable[[int], np.ndarray]  # epoch → indices, (steps, ..., batch)
-    train_steps: Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]  # → (state, losses)
+    chunks: Callable[[int], Generator[Any]]
+    train_steps: Callable[[Any, Any], tuple[Any, np.ndarray]]  # (state, chunk) → (state, losses)
     metrics: Callable[[Any, int, bool], dict[str, Any]]  # state, steps, whether the epoch is over
+
+
+def on_devices(data: datasets.Dataset, mesh: jax.sharding.Mesh) -> Any:
+    """The whole data set in the memory of every device: ((images, labels) to train, to test)."""
+    arrays = ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
 
 
 def one_network(config: Experiment, data: datasets.Dataset, program: Program) -> Trainee:
@@ -327,56 +183,15 @@ def one_network(config: Experiment, data: datasets.Dataset, program: Program) ->
     def metrics(state: TrainState, steps: int, over: bool) -> dict[str, Any]:
         means = epoch_means(state.sums, steps, config)
         if over:
-            accuracy = evaluate(state, test_data, config.batch_size)
-            means[f"{config.evaluated_on}_accuracy"] = float(accuracy)
+            top1, _ = evaluate(state, every_image(test_data, config.batch_size, program.mesh))
+            means[config.accuracy] = float(top1)
         return means
 
     return Trainee(
-        lambda epoch: epoch_batches(config, len(data.train_images), epoch),
+        lambda step: chunks(partial(epoch_batches, config, data.num_train), step),
         lambda state, batches: train_steps(state, train_data, batches),
         metrics,
     )
-
-
-def train(
-    config: Experiment, trainee: Trainee, state: State, steps_per_epoch: int, run: Run
-) -> State:
-    """Trains to the last epoch, from the run's newest checkpoint; returns the last state.
-
-    Raises:
-        Stopped: after Ctrl-C or SIGTERM, with a checkpoint saved, and where a loss is not finite.
-    """
-    with Interrupt() as interrupt, run:
-        state, step = run.restore(state, config, steps_per_epoch)
-        first_epoch, offset = divmod(step, steps_per_epoch)
-        for epoch in range(first_epoch + 1, config.epochs + 1):
-            batches = trainee.batches(epoch)[offset:]
-            start = time.perf_counter()
-            with EpochBar(epoch, config, steps_per_epoch, offset) as bar:
-                for chunk in chunks(batches):
-                    if interrupt.signal:
-                        run.save(state, step)
-                        raise Stopped(
-                            f"Stopped at step {step} (epoch {epoch}).", 128 + interrupt.signal
-                        )
-                    state, losses = trainee.train_steps(state, chunk)
-                    check_finite(losses, step, epoch)
-                    step, offset = step + len(chunk), offset + len(chunk)
-                    bar.show(trainee.metrics(state, offset, False), len(chunk))
-                seconds, offset = time.perf_counter() - start, 0
-                metrics = {
-                    "epoch": epoch,
-                    "step": step,
-                    **trainee.metrics(state, steps_per_epoch, True),
-                    "images_per_second": len(batches) * config.batch_size / seconds,
-                    "seconds": time.perf_counter() - start,
-                }
-                bar.show(metrics, 0)
-            run.log(metrics)
-            if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
-                run.save(state, step)
-            bar.report(metrics)
-    return state
 
 
 def epoch_batches(config: Experiment, number: int, epoch: int) -> np.ndarray:
@@ -387,10 +202,134 @@ def epoch_batches(config: Experiment, number: int, epoch: int) -> np.ndarray:
     return order[: steps * config.batch_size].reshape(steps, config.batch_size)
 
 
-def chunks(batches: np.ndarray) -> list[np.ndarray]:
-    """Steps between two looks at losses and signals: few on a CPU, a scan's worth elsewhere."""
-    steps = 10 if jax.default_backend() == "cpu" else 200
-    return np.array_split(batches, math.ceil(len(batches) / steps))
+def chunks(epoch_batches: Callable[[int], np.ndarray], step: int) -> Generator[np.ndarray]:
+    """Batches from a step on: few on a CPU, a scan's worth elsewhere."""
+    epoch, offset = divmod(step, len(epoch_batches(1)))
+    for number in itertools.count(epoch + 1):
+        batches = epoch_batches(number)[offset:]
+        yield from np.array_split(batches, math.ceil(len(batches) / steps_at_once()))
+        offset = 0
+
+
+def steps_at_once() -> int:
+    return 10 if jax.default_backend() == "cpu" else 200
+
+
+def every_image(data: Any, batch_size: int, mesh: jax.sharding.Mesh) -> Iterator[Any]:
+    """(data, indices, counted) for each image once: what fills up the last batch does not count."""
+    number = len(data[0])
+    positions = np.arange(math.ceil(number / batch_size) * batch_size, dtype=np.int32)
+    for batch in positions.reshape(-1, batch_size):
+        yield data, shard(mesh, np.minimum(batch, number - 1)), shard(mesh, batch < number)
+
+
+# ---- Data from files --------------------------------------------------------------------------
+
+
+def one_streamed_network(config: Experiment, data: Any, program: Program) -> Trainee:
+    """As `one_network`, of images that worker processes decode while the devices compute."""
+    from imagenet import BadImage, BadImages, Feed, training_batches, validation_batches
+
+    train_step = jax.jit(make_train_step(program, config), donate_argnums=0)
+    evaluate = make_evaluate(program)
+    bad = BadImages() if config.bad_images == "skip" else None
+    options: dict[str, Any] = {
+        "workers": os.cpu_count() or 1 if config.workers is None else config.workers,
+        "host": jax.process_index(),
+        "hosts": jax.process_count(),
+        "bad_images": bad,
+    }
+    waited = 0.0
+
+    def put(batch: dict[str, np.ndarray]) -> Any:
+        sharding = NamedSharding(program.mesh, PartitionSpec("batch"))
+        arrays = jax.tree.map(
+            lambda array: jax.make_array_from_process_local_data(sharding, array), batch
+        )
+        return (arrays["image"], arrays["label"]), None, arrays.get("counted")
+
+    def chunks(step: int) -> Generator[Any]:
+        nonlocal waited
+        batches = training_batches(
+            data.train, config.batch_size, config.seed, first_step=step, **options
+        )
+        with Feed(batches, put) as feed:
+            while True:
+                left = program.steps_per_epoch - step % program.steps_per_epoch
+                steps = min(left, 10)
+                yield itertools.islice(feed, steps)
+                step += steps
+                waited, feed.waited = waited + feed.waited, 0.0
+
+    def train_steps(state: TrainState, batches: Iterator[Any]) -> tuple[TrainState, np.ndarray]:
+        losses = []
+        try:
+            for batch, _, _ in batches:
+                state, loss = train_step(state, batch)
+                losses.append(loss)
+        except BadImage as error:
+            raise Stopped(f"{error}: --bad-images skip leaves such images out") from error
+        return state, np.array(jax.device_get(losses))
+
+    def metrics(state: TrainState, steps: int, over: bool) -> dict[str, Any]:
+        nonlocal waited
+        means = epoch_means(state.sums, steps, config)
+        if over:
+            means["seconds_waited"], waited = waited, 0.0
+            batches = validation_batches(data.validation, config.batch_size, **options)
+            with Feed(batches, put) as feed:
+                top1, top5 = evaluate(state, feed)
+            means |= {config.accuracy: float(top1), config.top5: float(top5)}
+            means["bad_images"] = len(bad.names) if bad else 0
+        return means
+
+    return Trainee(chunks, train_steps, metrics)
+
+
+# ---- The loop ---------------------------------------------------------------------------------
+
+
+def train(
+    config: Experiment, trainee: Trainee, state: State, steps_per_epoch: int, run: Run
+) -> State:
+    """Trains to the last epoch, from the run's newest checkpoint; returns the last state.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM, with a checkpoint saved, and where a loss is not finite or
+            an image does not decode.
+    """
+    state, step = run.restore(state, config, steps_per_epoch)
+    first_epoch, offset = divmod(step, steps_per_epoch)
+    with Interrupt() as interrupt, closing(trainee.chunks(step)) as chunks:
+        for epoch in range(first_epoch + 1, config.epochs + 1):
+            start, begun = time.perf_counter(), offset
+            with EpochBar(epoch, config, steps_per_epoch, offset) as bar:
+                while offset < steps_per_epoch:
+                    if interrupt.signal:
+                        run.save(state, step)
+                        raise Stopped(
+                            f"Stopped at step {step} (epoch {epoch}).", 128 + interrupt.signal
+                        )
+                    state, losses = trainee.train_steps(state, next(chunks))
+                    check_finite(losses, step, epoch)
+                    step, offset = step + len(losses), offset + len(losses)
+                    if bar.on_terminal:
+                        bar.show(trainee.metrics(state, offset, False), len(losses))
+                seconds = time.perf_counter() - start
+                metrics = {
+                    "epoch": epoch,
+                    "step": step,
+                    **trainee.metrics(state, steps_per_epoch, True),
+                    "images_per_second": (offset - begun) * config.batch_size / seconds,
+                    "seconds": time.perf_counter() - start,
+                }
+                bar.show(metrics, 0)
+            offset = 0
+            run.log(metrics)
+            if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
+                run.save(state, step)
+            bar.report(metrics)
+    return state
 
 
 def check_finite(losses: np.ndarray, step: int, epoch: int) -> None:
@@ -434,34 +373,37 @@ def main() -> None:
     try:
         config.check()
         data = load_data(config)
-        check_batch(config, len(data.train_images))
+        check_batch(config, data.num_train)
         program, state = build(config, data)
         run = Run(config, preset)
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     kernels = jax.tree.leaves(binary_layers(state.params, program.labels))
     binary_parameters = sum(kernel.size for kernel in kernels)
+    in_memory = isinstance(data, datasets.Dataset)
     try:
-        trainee = one_network(config, data, program)
-        state = train(config, trainee, state, program.steps_per_epoch, run)
+        trainee = (one_network if in_memory else one_streamed_network)(config, data, program)
+        with run:
+            state = train(config, trainee, state, program.steps_per_epoch, run)
+            weights = nnx.merge_state(state.params, state.batch_stats)
+            save_weights(weights, run.folder / "weights.npz")
+            seconds = time.perf_counter() - start
+            if config.resume:  # the epochs of all processes, without what starting them took
+                seconds = sum(metrics["seconds"] for metrics in run.metrics)
+            last = run.metrics[-1]
+            result = {
+                "preset": preset,
+                **{k: last[k] for k in (config.accuracy, config.top5) if k in last},
+                "epochs": config.epochs,
+                "seconds": round(seconds, 2),
+                "binary_parameters": binary_parameters,
+                "run_dir": str(run.folder),
+            }
+            run.write_result(result)
     except RunError as error:
         sys.exit(f"train.py: {error}")
     except (Stopped, KeyboardInterrupt) as stopped:
         end(stopped, config, run.folder)
-    save_weights(nnx.merge_state(state.params, state.batch_stats), run.folder / "weights.npz")
-    accuracy = f"{config.evaluated_on}_accuracy"
-    seconds = time.perf_counter() - start
-    if config.resume:  # the epochs of all processes, without what starting them took
-        seconds = sum(metrics["seconds"] for metrics in run.metrics)
-    result = {
-        "preset": preset,
-        accuracy: run.metrics[-1][accuracy],
-        "epochs": config.epochs,
-        "seconds": round(seconds, 2),
-        "binary_parameters": binary_parameters,
-        "run_dir": str(run.folder),
-    }
-    run.write_result(result)
     print(json.dumps(result))
 
 

@@ -51,7 +51,7 @@ def test_a_lane_is_the_single_run(digits, order):
     assert len(lanes) == 6
     compiled = sweeps.compile_sweep(sweep, digits)
     trainee = sweeps.several_networks(sweep, compiled, lanes)
-    batches = trainee.batches(1)[:3]
+    batches = next(trainee.chunks(0))[:3]
     assert batches.shape == ((3, 64) if order == "shared" else (3, 6, 64))
     stacked, losses = trainee.train_steps(sweeps.build_lanes(compiled, lanes), batches)
     networks = trainee.metrics(stacked, 3, True)["networks"]
@@ -59,7 +59,7 @@ def test_a_lane_is_the_single_run(digits, order):
         config = dataclasses.replace(sweep.experiment, **lane._asdict())
         program, state = train.build(config, digits)
         alone = train.one_network(config, digits, program)
-        own = batches if order == "shared" else alone.batches(1)[:3]
+        own = batches if order == "shared" else next(alone.chunks(0))[:3]
         state, own_losses = alone.train_steps(state, own)
         np.testing.assert_allclose(losses[:, i], own_losses, rtol=1e-3)
         ours = jax.tree.map(lambda x, i=i: x[i], stacked.states.params)
@@ -73,7 +73,7 @@ def test_lanes_differ_by_gamma_threshold_and_seed(digits):
     lanes = SMALL.lanes()
     compiled = sweeps.compile_sweep(SMALL, digits)
     trainee = sweeps.several_networks(SMALL, compiled, lanes)
-    batches = trainee.batches(1)
+    batches = sweeps.epoch_batches(SMALL, lanes, len(digits.train_images), 1)
     stacked, _ = trainee.train_steps(sweeps.build_lanes(compiled, lanes), batches)
     metrics = trainee.metrics(stacked, len(batches), False)
     flips = {

@@ -1,0 +1,107 @@
+"""XNOR-Net of Rastegari et al. (2016), an AlexNet that the authors' code trains on ImageNet.
+
+A real 11×11 convolution of stride 4, BatchNorm, ReLU, max-pool, BatchNorm; binary convolutions of
+5×5 and three times 3×3, with a max-pool after the first and the last; two binary dense layers;
+ReLU; a real dense layer without bias. Max-pools are 3×3 of stride 2. Order of a binary layer:
+quantize → product → max-pool → BatchNorm.
+
+All as in the authors' code, but for its L2 penalty on the two real kernels (5e-7 times the sum of
+squares), which belongs to training, and for its dense layers, which are written there as
+convolutions of the whole map. Larq Zoo's network has BatchNorm without scale.
+
+The scale that gives XNOR-Net its name, the mean |w| of each filter, is missing there and here: that
+of ±1 weights is 1. For latent weights, `kernel_quantizer` can scale their signs.
+
+References:
+    Rastegari, Ordonez, Redmon, Farhadi. XNOR-Net: ImageNet Classification Using Binary
+    Convolutional Neural Networks. ECCV 2016, arXiv:1603.05279.
+    Helwegen et al. Latent Weights Do Not Exist. 2019, arXiv:1906.02107.
+"""
+
+from functools import partial
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+
+from bop_optax import ste_sign
+from bop_optax.layers import BinaryConv, BinaryLinear, Quantizer, glorot_uniform
+from models.binary_alexnet import last_map, max_pool
+
+# Keras's BatchNormalization(momentum=0.9); each layer has the authors' own ε.
+BatchNorm = partial(nnx.BatchNorm, momentum=0.9)
+POOLED = (0, 3)  # the binary convolutions that a max-pool follows
+
+
+class XNORNet(nnx.Module):
+    """XNOR-Net for images of 57×57 or larger.
+
+    With the defaults it is the authors' network: 58,236,928 one-bit parameters, 4,150,176 real
+    ones.
+
+    Args:
+        width: the five convolutions have 3, 8, 12, 12 and 8 times as many channels.
+        units: units of the two hidden dense layers.
+        num_classes: classes, the number of logits.
+        image_shape: (height, width, channels) of one image.
+        kernel_quantizer: trains latent weights, with this quantizer, in place of binary ones.
+        kernel_init: initializer of the binary layers' kernels; None: as in `bop_optax.layers`.
+        dtype: of the computation; None infers it.
+        rngs: draws the kernels.
+
+    Raises:
+        ValueError: for images of which stride and poolings leave nothing.
+
+    Example:
+        >>> model = XNORNet(2, 16, 10, image_shape=(64, 64, 3), rngs=nnx.Rngs(0))
+        >>> model(jnp.zeros((2, 64, 64, 3))).shape
+        (2, 10)
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        units: int = 4096,
+        num_classes: int = 1000,
+        *,
+        image_shape: tuple[int, int, int] = (224, 224, 3),
+        kernel_quantizer: Quantizer | None = None,
+        kernel_init: nnx.Initializer | None = None,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        rows, columns = last_map(image_shape)
+        options = {"kernel_quantizer": kernel_quantizer, "kernel_init": kernel_init}
+        options |= {"input_quantizer": ste_sign, "dtype": dtype, "rngs": rngs}
+        real = {"use_bias": False, "kernel_init": glorot_uniform, "dtype": dtype, "rngs": rngs}
+        norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
+        features = 3 * width
+        self.stem = nnx.Conv(image_shape[-1], features, (11, 11), strides=4, **real)
+        self.stem_norm = norm(features, epsilon=1e-5)
+        convs, denses, norms = [], [], [norm(features, epsilon=1e-4)]
+        for out, side in ((8 * width, 5), (12 * width, 3), (12 * width, 3), (8 * width, 3)):
+            convs.append(BinaryConv(features, out, (side, side), **options))
+            norms.append(norm(out, epsilon=1e-4))
+            features = out
+        features *= rows * columns
+        for epsilon in (1e-4, 1e-3):
+            denses.append(BinaryLinear(features, units, **options))
+            norms.append(norm(units, epsilon=epsilon))
+            features = units
+        self.convs, self.denses, self.norms = nnx.List(convs), nnx.List(denses), nnx.List(norms)
+        self.head = nnx.Linear(units, num_classes, **real)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Maps images (batch, height, width, channels), of mean 0 and standard deviation 1, to
+        logits (batch, num_classes). `model.train()` and `model.eval()` choose BatchNorm's
+        statistics."""
+        norms = iter(self.norms)
+        x = max_pool(nnx.relu(self.stem_norm(self.stem(images))))
+        x = next(norms)(x)
+        for i, conv in enumerate(self.convs):
+            x = conv(x)
+            x = next(norms)(max_pool(x) if i in POOLED else x)
+        x = x.reshape(x.shape[0], -1)
+        for dense in self.denses:
+            x = next(norms)(dense(x))
+        return self.head(nnx.relu(x))
