@@ -12,6 +12,12 @@ def evaluated_on(metrics: Sequence[dict[str, Any]]) -> str:
     return "validation" if "validation_accuracy" in metrics[0] else "test"
 
 
+def layers(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """The layers that a run's records give π_t of, from the first to the last: 2 before 10."""
+    names = [name for name in metrics[0]["log_flip_ratio"] if name != "all"]
+    return sorted(names, key=lambda n: [(p.isdigit(), p.zfill(9)) for p in n.split("/")])
+
+
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws one run as the paper's Figure 1 does: accuracy above, π_t below.
 
@@ -33,11 +39,11 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     last = metrics[-1][f"{evaluated}_accuracy"]
     accuracy.legend(loc="lower right", title=f"{evaluated}: {last:.2%} after {epochs[-1]}")
 
-    layers = [name for name in metrics[0]["log_flip_ratio"] if name != "all"]
-    for name in layers:
+    names = layers(metrics)
+    for name in names:
         values = [m["log_flip_ratio"][name] for m in metrics]
-        last = name == layers[-1]
-        label = f"last layer ({name})" if last else "other layers" if name == layers[0] else None
+        last = name == names[-1]
+        label = f"last layer ({name})" if last else "other layers" if name == names[0] else None
         color, width = ("tab:red", 1.8) if last else ("0.75", 0.8)
         flips.plot(epochs, values, color=color, lw=width, label=label, marker=marker)
     values = [m["log_flip_ratio"]["all"] for m in metrics]
@@ -72,7 +78,7 @@ def plot_sweep(records: Sequence[dict[str, Any]], path: Path) -> None:
         for i, point in enumerate(sorted({record["config"][varied] for record in here})):
             runs = [r["metrics"] for r in here if r["config"][varied] == point]
             epochs = [m["epoch"] for m in runs[0]]
-            last = [name for name in runs[0][0]["log_flip_ratio"] if name != "all"][-1]
+            last = layers(runs[0])[-1]
             style = {"color": f"C{i}", "marker": "o" if len(epochs) == 1 else None}
 
             def mean(read: Callable[[dict[str, Any]], float], runs: Any = runs) -> Any:
@@ -124,4 +130,33 @@ def plot_comparison(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], p
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="lower right", fontsize="small")
     axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def plot_flips(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: Path) -> None:
+    """Draws π_t by epoch of methods beside each other: of all binary weights, of the last layer.
+
+    Args:
+        methods: for each method's name, the records by epoch of each of its runs, whose mean and
+            standard deviation are drawn.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for i, (name, runs) in enumerate(methods.items()):
+        epochs = [m["epoch"] for m in runs[0]]
+        for axes, layer in zip(panels, ("all", layers(runs[0])[-1]), strict=True):
+            values = np.array([[m["log_flip_ratio"][layer] for m in run] for run in runs])
+            mean, spread = values.mean(0), values.std(0, ddof=min(1, len(runs) - 1))
+            axes.plot(epochs, mean, color=f"C{i}", label=name, marker="o", ms=3)
+            axes.fill_between(epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.2, lw=0)
+    for axes, title in zip(panels, ("all binary weights", "the last layer"), strict=True):
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(r"$\pi_t$, mean over the epoch")
+    panels[1].legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=150)

@@ -4,8 +4,11 @@ results/NAME/*.json                  result.json of train.py, one file a seed
 results/search/PRESET/*.json         the same, of compare.py's search
 results/latent_weights/PRESET/*.json latent_weights.json of latent_weights.py
 results/sweep/*.json                 the networks of sweep.py
+results/benchmarks/memory/*.json     what benchmarks/memory.py wrote, one file a kind of device
+results/benchmarks/pipeline/*.json   the same of benchmarks/imagenet_pipeline.py
 """
 
+import json
 import re
 import statistics
 import sys
@@ -18,7 +21,7 @@ import tyro
 
 from compare import METHODS
 from experiments import PRESETS, Experiment
-from figures import plot_comparison, plot_sweep
+from figures import plot_comparison, plot_flips, plot_sweep
 from runs import read_result
 
 ROOT = Path(__file__).parent
@@ -75,6 +78,8 @@ def tables(folder: Path) -> dict[str, str]:
         "runs": runs_table(runs),
         "search": search_table(load_results(folder / "search")),
         "latent weights": latent_table(load_results(folder / "latent_weights")),
+        "memory": memory_table(folder / "benchmarks" / "memory"),
+        "pipeline": pipeline_table(folder / "benchmarks" / "pipeline"),
     }
 
 
@@ -145,6 +150,41 @@ def latent_table(results: dict[str, list[Result]]) -> str:
     return markdown(("trained by", *names, "seeds"), rows)
 
 
+def memory_table(folder: Path) -> str:
+    """A row a network and kind of device."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        for network, memory in record["bytes"].items():
+            sizes = [f"{memory[key] / 2**30:.2f} GiB" for key in ("state", "total")]
+            rows.append((network, record["batch_size"], *sizes, record["device"]["kind"]))
+    columns = ("network", "batch", "weights and optimizer", "one training step", "compiled for")
+    return markdown(columns, rows)
+
+
+def pipeline_table(folder: Path) -> str:
+    """Rows of one core's work on an image, of the whole pipeline, and of waiting for it."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        seconds = {name: statistics.median(s) for name, s in record["one_core"].items()}
+        read, decode, both = (seconds[name] for name in ("read", "decode", "decode_crop"))
+        parts = {"read": read, "decode": decode, "crop, resize": both - decode, "all": read + both}
+        for name, part in parts.items():
+            rate = f"{1 / part:,.0f}"
+            rows.append((f"one core: {name}", rate, f"{part / (read + both):.0%} of its time"))
+        for workers, rates in record["pipeline"].items():
+            spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+            name = f"batches, {workers} workers, {record['cpus']} cores"
+            rows.append((name, f"{statistics.median(rates):,.0f}", spread))
+        for name, waiting in record["waiting"].items():
+            step, shares = waiting["step_seconds"], waiting["shares"]
+            took = f"waits {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+            rate = f"{record['batch_size'] / step:,.0f} asked for"
+            rows.append((f"a device that computes for {step:.2f} s a batch: {name}", rate, took))
+    return markdown(("what", "images/s", ""), rows)
+
+
 def check_alike(runs: Sequence[Result], differing: Sequence[str] = ("seed",)) -> None:
     """Raises ValueError for runs that differ in more than they may, and for one that is there
     twice."""
@@ -182,7 +222,7 @@ def with_tables(readme: str, named: dict[str, str]) -> str:
 
 
 def draw(folder: Path, into: Path) -> None:
-    """Figures 1 and 2, as far as there are results."""
+    """Figures 1 and 2, and the flips of all methods, as far as there are results."""
     results = load_results(folder)
     if "sweep" in results:
         plot_sweep([result.record for result in results["sweep"]], into / "figure1.png")
@@ -191,6 +231,9 @@ def draw(folder: Path, into: Path) -> None:
         curves = {n: [r.record["metrics"] for r in results[n]] for n in names if n in results}
         if curves:
             plot_comparison(curves, into / f"figure2{suffix}.png")
+    curves = {n: [r.record["metrics"] for r in results[n]] for n in METHODS if n in results}
+    if curves:
+        plot_flips(curves, into / "flips-small.png")
 
 
 def main(results: Path = ROOT / "results", readme: Path = ROOT / "README.md") -> None:

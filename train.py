@@ -239,7 +239,7 @@ def one_streamed_network(config: Experiment, data: Any, program: Program) -> Tra
         "hosts": jax.process_count(),
         "bad_images": bad,
     }
-    waited = 0.0
+    feed = None
 
     def put(batch: dict[str, np.ndarray]) -> Any:
         sharding = NamedSharding(program.mesh, PartitionSpec("batch"))
@@ -248,37 +248,41 @@ def one_streamed_network(config: Experiment, data: Any, program: Program) -> Tra
         )
         return (arrays["image"], arrays["label"]), None, arrays.get("counted")
 
+    def images_of(feed: Feed) -> Generator[Any]:
+        try:
+            yield from feed
+        except BadImage as error:
+            raise Stopped(f"{error}: --bad-images skip leaves such images out") from error
+        except OSError as error:
+            raise Stopped(str(error)) from error
+
     def chunks(step: int) -> Generator[Any]:
-        nonlocal waited
+        nonlocal feed
         batches = training_batches(
             data.train, config.batch_size, config.seed, first_step=step, **options
         )
         with Feed(batches, put) as feed:
+            images = images_of(feed)
             while True:
                 left = program.steps_per_epoch - step % program.steps_per_epoch
                 steps = min(left, 10)
-                yield itertools.islice(feed, steps)
+                yield itertools.islice(images, steps)
                 step += steps
-                waited, feed.waited = waited + feed.waited, 0.0
 
     def train_steps(state: TrainState, batches: Iterator[Any]) -> tuple[TrainState, np.ndarray]:
         losses = []
-        try:
-            for batch, _, _ in batches:
-                state, loss = train_step(state, batch)
-                losses.append(loss)
-        except BadImage as error:
-            raise Stopped(f"{error}: --bad-images skip leaves such images out") from error
+        for batch, _, _ in batches:
+            state, loss = train_step(state, batch)
+            losses.append(loss)
         return state, np.array(jax.device_get(losses))
 
     def metrics(state: TrainState, steps: int, over: bool) -> dict[str, Any]:
-        nonlocal waited
         means = epoch_means(state.sums, steps, config)
-        if over:
-            means["seconds_waited"], waited = waited, 0.0
+        if over and feed:
+            means["seconds_waited"], feed.waited = feed.waited, 0.0
             batches = validation_batches(data.validation, config.batch_size, **options)
-            with Feed(batches, put) as feed:
-                top1, top5 = evaluate(state, feed)
+            with Feed(batches, put) as images:
+                top1, top5 = evaluate(state, images_of(images))
             means |= {config.accuracy: float(top1), config.top5: float(top5)}
             means["bad_images"] = len(bad.names) if bad else 0
         return means
