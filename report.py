@@ -4,11 +4,13 @@ results/NAME/*.json                  result.json of train.py, one file a seed
 results/search/PRESET/*.json         the same, of compare.py's search
 results/latent_weights/PRESET/*.json latent_weights.json of latent_weights.py
 results/sweep/*.json                 the networks of sweep.py
+results/sample/PRESET/*.json         runs on a sample of a data set: that they run, not how well
 results/benchmarks/memory/*.json     what benchmarks/memory.py wrote, one file a kind of device
 results/benchmarks/pipeline/*.json   the same of benchmarks/imagenet_pipeline.py
 """
 
 import json
+import math
 import re
 import statistics
 import sys
@@ -127,10 +129,18 @@ def search_table(results: dict[str, list[Result]]) -> str:
                 ", ".join(searched),
                 values(best.config, searched),
                 f"{best.accuracy:.2f} %",
+                f"{len(points)} of {math.prod(map(len, searched.values()))}",
                 ", ".join(f"{p.accuracy:.1f} ({values(p.config, searched)})" for p in others),
             )
         )
-    columns = ("preset", "searched", "best point", "validation accuracy, one seed", "other points")
+    columns = (
+        "preset",
+        "searched",
+        "best point",
+        "validation accuracy, one seed",
+        "points tried",
+        "other points",
+    )
     return markdown(columns, rows)
 
 
@@ -175,13 +185,13 @@ def pipeline_table(folder: Path) -> str:
             rows.append((f"one core: {name}", rate, f"{part / (read + both):.0%} of its time"))
         for workers, rates in record["pipeline"].items():
             spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-            name = f"batches, {workers} workers, {record['cpus']} cores"
+            name = f"batches, {workers} worker processes, {record['cpus']} cores"
             rows.append((name, f"{statistics.median(rates):,.0f}", spread))
         for name, waiting in record["waiting"].items():
             step, shares = waiting["step_seconds"], waiting["shares"]
             took = f"waits {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
             rate = f"{record['batch_size'] / step:,.0f} asked for"
-            rows.append((f"a device that computes for {step:.2f} s a batch: {name}", rate, took))
+            rows.append((f"a stand-in device, {step:.2f} s a batch: {name}", rate, took))
     return markdown(("what", "images/s", ""), rows)
 
 

@@ -419,8 +419,8 @@ def end(stopped: Stopped | KeyboardInterrupt, config: Experiment, folder: Path) 
     begun = (folder / "config.json").exists() or any(folder.glob("*/config.json"))
     if stopped.status > 128 and begun:
         command = ["python", *sys.argv]
-        if not config.resume:
-            command += [f"--run-dir={folder}", "--resume"]
+        command += [] if config.run_dir else [f"--run-dir={folder}"]
+        command += [] if config.resume else ["--resume"]
         print(f"Go on with\n  {shlex.join(command)}", file=sys.stderr)
     sys.exit(stopped.status)
 

@@ -139,7 +139,9 @@ def bop_2nd_order(
         gamma: :math:`\gamma` in (0, 1], the adaptivity rate, as in `bop`. The authors' code has
             1e-7 by default, and goes from 1e-2 to 1e-5 for its best run on CIFAR-10.
         threshold: :math:`\tau \geq 0`, without units: the share of :math:`\sqrt{v}` that the
-            average must exceed. Higher flips less; to be chosen with :math:`\gamma`.
+            average must exceed. Higher flips less; to be chosen with :math:`\gamma`. The ratio is
+            :math:`\gamma / \sqrt{\sigma}` for all weights at the first step, 1 with `unbiased`:
+            a threshold below it flips half of them at once.
         sigma: :math:`\sigma` in (0, 1], the new squared gradient's share in :math:`v`. Higher
             adapts faster and is noisier.
         unbiased: correct both averages for their start at 0.

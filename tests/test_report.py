@@ -53,7 +53,7 @@ def test_tables_by_hand(tmp_path):
     row = report.search_table({"cifar10-bop-small": report.load_results(search.parent)["ours"]})
     assert row.splitlines()[-1] == (
         "| `cifar10-bop-small` | gamma, threshold | 0.0001, 1e-07 | 75.00 % "
-        "| 62.5 (1e-05, 1e-07), 50.0 (0.01, 1e-07) |"
+        "| 3 of 6 | 62.5 (1e-05, 1e-07), 50.0 (0.01, 1e-07) |"
     )
 
 
