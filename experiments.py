@@ -131,7 +131,8 @@ class Experiment:
         for name in ("gamma_end", "sigma_end"):
             _require(0 <= (getattr(self, name) or 0) <= 1, self, name, "in [0, 1]")
         for name in ("threshold_end", "learning_rate_end"):
-            _require((getattr(self, name) or 0) >= 0, self, name, "at least 0")
+            value = getattr(self, name) or 0
+            _require(0 <= value < float("inf"), self, name, "at least 0 and finite")
         for name in ("momentum", "b1"):
             _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
         for name in ("latent_limit", "latent_scale", "latent_learning_rate"):

@@ -15,7 +15,7 @@ def evaluated_on(metrics: Sequence[dict[str, Any]]) -> str:
 def layers(metrics: Sequence[dict[str, Any]]) -> list[str]:
     """The layers that a run's records give π_t of, from the first to the last: 2 before 10."""
     names = [name for name in metrics[0]["log_flip_ratio"] if name != "all"]
-    return sorted(names, key=lambda n: [(p.isdigit(), p.zfill(9)) for p in n.split("/")])
+    return sorted(names, key=lambda n: [(p.zfill(9) if p.isdigit() else p) for p in n.split("/")])
 
 
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:

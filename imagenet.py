@@ -288,6 +288,8 @@ def training_batches(
         >>> next(iter(batches))["image"].shape  # doctest: +SKIP
         (256, 224, 224, 3)
     """
+    if first_step < 0:
+        raise ValueError(f"first_step must be at least 0, got {first_step}")
     if not 0 < batch_size <= len(records):
         raise ValueError(
             f"batch_size must be from 1 to the {len(records)} training images, got {batch_size}"
@@ -378,7 +380,8 @@ class _Training(_Batches):
         share = len(batch["label"])
         start = step * self.batch_size + self.host * share
         for place, number in enumerate(order[start : start + share]):
-            for candidate in range(number, number + 100):
+            tries = min(100, len(self.records))
+            for candidate in range(number, number + tries):
                 record = int(candidate % len(self.records))
                 # 1 + record: a seed is padded with zeros, and [seed, epoch] draws the order
                 rng = np.random.default_rng([self.seed, epoch + 1, 1 + record])
@@ -386,7 +389,7 @@ class _Training(_Batches):
                 if self.put(batch, place, record, crop):
                     break
             else:
-                raise BadImage(f"100 records in a row do not decode, from {number} on")
+                raise BadImage(f"{tries} records in a row do not decode, from {number} on")
         return batch
 
 
@@ -423,7 +426,9 @@ def _stream(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
-        _check_shared_memory(4 * workers * batches.empty()["image"].nbytes)
+        # Each worker holds 4 batches; those that train go on beside those that validate.
+        held = 8 if isinstance(batches, _Training) else 4
+        _check_shared_memory(held * workers * batches.empty()["image"].nbytes)
         stream = stream.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_begin_worker
         )
@@ -470,6 +475,7 @@ class Feed(Iterator[Any]):
 
     Raises:
         BadImage, OSError: while iterating, what the workers, or `put`, raised.
+        RuntimeError: while iterating, where a worker was killed.
 
     Example:
         >>> import grain

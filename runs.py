@@ -111,7 +111,7 @@ class Run:
                 f"{self.folder} has done {step / steps_per_epoch:.4g} epochs already, "
                 f"--epochs asks for {config.epochs}"
             )
-        self._read_metrics(epochs)
+        self._read_metrics(epochs, step % steps_per_epoch == 0)
         if step:
             flat, treedef = _flat(state)
             template = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
@@ -129,13 +129,16 @@ class Run:
         self._events = SummaryWriter(str(self.folder), purge_step=epochs + 1)
         return state, step
 
-    def _read_metrics(self, epochs: int) -> None:
-        """Reads the records up to the checkpoint; epochs after it are trained again."""
+    def _read_metrics(self, epochs: int, at_end: bool) -> None:
+        """Reads the records up to the checkpoint; epochs after it are trained again. At an epoch's
+        end, that epoch's own record may be missing: it is then evaluated."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
+        least = epochs - 1 if at_end and epochs else epochs
         try:
             metrics = [json.loads(line) for line in lines[:epochs]]
-            complete = [m["epoch"] for m in metrics] == list(range(1, epochs + 1))
+            numbers = [m["epoch"] for m in metrics]
+            complete = len(metrics) >= least and numbers == list(range(1, len(metrics) + 1))
         except (ValueError, KeyError, TypeError):
             metrics, complete = [], False
         if not complete:

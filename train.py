@@ -142,6 +142,8 @@ def make_evaluate(program: Program, vmapped: bool = False) -> Callable[..., Any]
     def evaluate(state: TrainState, batches: Iterable[tuple[Any, Any, Any]]) -> np.ndarray:
         counts = [(count_correct(state, *batch), jnp.sum(batch[-1])) for batch in batches]
         correct, numbers = zip(*jax.device_get(counts), strict=True)
+        if not np.sum(numbers):
+            raise Stopped("None of the images to evaluate on decodes.")
         return np.sum(correct, axis=0) / np.sum(numbers)
 
     return evaluate
@@ -239,7 +241,7 @@ def one_streamed_network(config: Experiment, data: Any, program: Program) -> Tra
         "hosts": jax.process_count(),
         "bad_images": bad,
     }
-    feed = None
+    waited = 0.0
 
     def put(batch: dict[str, np.ndarray]) -> Any:
         sharding = NamedSharding(program.mesh, PartitionSpec("batch"))
@@ -248,21 +250,21 @@ def one_streamed_network(config: Experiment, data: Any, program: Program) -> Tra
         )
         return (arrays["image"], arrays["label"]), None, arrays.get("counted")
 
-    def images_of(feed: Feed) -> Generator[Any]:
+    def stream(batches: Callable[..., Any], *args: Any, **more: Any) -> Generator[Any]:
         try:
-            yield from feed
+            with Feed(batches(*args, **more, **options), put) as feed:
+                yield from feed
         except BadImage as error:
-            raise Stopped(f"{error}: --bad-images skip leaves such images out") from error
-        except OSError as error:
-            raise Stopped(str(error)) from error
+            hint = "" if bad else ": --bad-images skip leaves such images out"
+            raise Stopped(f"{error}{hint}") from error
+        except (OSError, RuntimeError) as error:  # Grain's, where a worker was killed
+            raise Stopped(f"The images' workers ended: {error}") from error
 
     def chunks(step: int) -> Generator[Any]:
-        nonlocal feed
-        batches = training_batches(
-            data.train, config.batch_size, config.seed, first_step=step, **options
+        images = stream(
+            training_batches, data.train, config.batch_size, config.seed, first_step=step
         )
-        with Feed(batches, put) as feed:
-            images = images_of(feed)
+        with closing(images):
             while True:
                 left = program.steps_per_epoch - step % program.steps_per_epoch
                 steps = min(left, 10)
@@ -270,19 +272,23 @@ def one_streamed_network(config: Experiment, data: Any, program: Program) -> Tra
                 step += steps
 
     def train_steps(state: TrainState, batches: Iterator[Any]) -> tuple[TrainState, np.ndarray]:
-        losses = []
+        nonlocal waited
+        losses, start = [], time.perf_counter()
         for batch, _, _ in batches:
+            waited += time.perf_counter() - start
             state, loss = train_step(state, batch)
-            losses.append(loss)
-        return state, np.array(jax.device_get(losses))
+            losses.append(float(loss))  # from here on the device waits for what we wait for
+            start = time.perf_counter()
+        return state, np.array(losses)
 
     def metrics(state: TrainState, steps: int, over: bool) -> dict[str, Any]:
+        nonlocal waited
         means = epoch_means(state.sums, steps, config)
-        if over and feed:
-            means["seconds_waited"], feed.waited = feed.waited, 0.0
-            batches = validation_batches(data.validation, config.batch_size, **options)
-            with Feed(batches, put) as images:
-                top1, top5 = evaluate(state, images_of(images))
+        if over:
+            means["seconds_waited"], waited = waited, 0.0
+            images = stream(validation_batches, data.validation, config.batch_size)
+            with closing(images):
+                top1, top5 = evaluate(state, images)
             means |= {config.accuracy: float(top1), config.top5: float(top5)}
             means["bad_images"] = len(bad.names) if bad else 0
         return means
@@ -303,9 +309,10 @@ def train(
             an image does not decode.
     """
     state, step = run.restore(state, config, steps_per_epoch)
-    first_epoch, offset = divmod(step, steps_per_epoch)
+    done = len(run.metrics)  # a run killed while it was evaluated has steps left over
+    offset = step - done * steps_per_epoch
     with Interrupt() as interrupt, closing(trainee.chunks(step)) as chunks:
-        for epoch in range(first_epoch + 1, config.epochs + 1):
+        for epoch in range(done + 1, config.epochs + 1):
             start, begun = time.perf_counter(), offset
             with EpochBar(epoch, config, steps_per_epoch, offset) as bar:
                 while offset < steps_per_epoch:
@@ -320,6 +327,8 @@ def train(
                     if bar.on_terminal:
                         bar.show(trainee.metrics(state, offset, False), len(losses))
                 seconds = time.perf_counter() - start
+                if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
+                    run.save(state, step)  # before the evaluation, which may be long
                 metrics = {
                     "epoch": epoch,
                     "step": step,
@@ -330,8 +339,6 @@ def train(
                 bar.show(metrics, 0)
             offset = 0
             run.log(metrics)
-            if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
-                run.save(state, step)
             bar.report(metrics)
     return state
 

@@ -70,7 +70,8 @@ def bop(
             it scales with the loss. Too high: weights stop flipping. Too low (0): weights flip
             back and forth, and the network overfits.
         ema_dtype: floating dtype of :math:`m`, whatever the weights are. Below float32 the average
-            stops moving at small `gamma`: 1 - 1e-4 is 1 in bfloat16.
+            stops moving at small `gamma`: 1 - 1e-4 is 1 in bfloat16. `optax.inject_hyperparams`
+            needs `static_args=("ema_dtype",)`.
 
     Returns:
         A transform whose `update(grads, state, params)` needs `params`, and returns updates in
@@ -157,7 +158,7 @@ def check_hyperparameters(
                 f"{name} must be in (0, 1], got {name}={rate!r}; the paper's γ is 1e-4"
             )
     if isinstance(threshold, Real) and (math.isnan(float(threshold)) or float(threshold) < 0):
-        raise ValueError(f"threshold must be ≥ 0, got {threshold=}; the paper's is 1e-8")
+        raise ValueError(f"threshold must be ≥ 0, got {threshold=}; Bop's paper has 1e-8")
     for name, value in {"threshold": threshold, **rates}.items():
         shape = () if callable(value) else jnp.shape(value)  # pyright: ignore[reportArgumentType]
         if shape != ():
@@ -172,7 +173,7 @@ def check_hyperparameters(
 def check_given(params: optax.Params | None) -> None:
     if params is None:
         raise ValueError(
-            "bop decides flips by the weights' signs, but got params=None: "
+            "flips are decided by the weights' signs, but got params=None: "
             "call update(grads, state, params)"
         )
 

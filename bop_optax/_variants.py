@@ -42,7 +42,11 @@ def bop_layerwise(
             \text{ and } \operatorname{sign}(m) = \operatorname{sign}(w)
 
     A layer is one array of the parameters' tree. Each has weights above its own RMS at all times,
-    however small its gradients are: it is :math:`\gamma` that calms training down.
+    however small its gradients are: it is :math:`\gamma` that calms training down. The RMS is
+    rounded, so that where all averages of a layer are equal, at τ = 1, it may turn the tie.
+
+    **NaN and infinite gradients** make the layer's RMS NaN, and no weight of it flips again: where
+    they may come, `optax.apply_if_finite(bop_layerwise(...), max_consecutive_errors)`.
 
     Args:
         gamma: :math:`\gamma` in (0, 1], the adaptivity rate, as in `bop`.
@@ -119,7 +123,7 @@ def bop_2nd_order(
     unbiased: bool = False,
     ema_dtype: DTypeLike = jnp.float32,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bop with each weight's own scale: flips what is consistent, however weak its gradient is.
+    r"""Bop with each weight's own scale: flips what is consistent, though its gradient be weak.
 
     A second moving average follows the squared gradient, as in Adam, and the average is measured
     against it, so that the threshold is free of units:
@@ -129,11 +133,16 @@ def bop_2nd_order(
         v &\leftarrow v + \sigma \, (g^2 - v) \\
         w &\leftarrow -w \quad \text{if } w \, m / (\sqrt{v} + 10^{-10}) > \tau
 
-    Both averages begin at 0. With `unbiased` each is divided by the share that gradients have
-    in it so far, :math:`1 - (1 - \gamma)^t` and :math:`1 - (1 - \sigma)^t` where these are
-    constant, as in Adam. Without, the ratio grows from about :math:`\gamma / \sqrt{\sigma}` at the
-    first step to :math:`\sqrt{\gamma / 2}` for a gradient that is noise, 1 for one that is constant
-    (over many more than :math:`1 / \gamma` steps).
+    Both averages begin at 0. With `unbiased` each is divided by the share that gradients have in it
+    so far, :math:`1 - (1 - \gamma)^t` and :math:`1 - (1 - \sigma)^t` where these are constant, as
+    in Adam; :math:`|m| / \sqrt{v}` is then 1 for every weight at the first step. Without, it is
+    :math:`\gamma / \sqrt{\sigma}` there. After many more than :math:`1 / \gamma` and
+    :math:`1 / \sigma` steps, both are about :math:`\sqrt{\gamma / 2}` where the gradient is noise
+    and 1 where it is constant; on the way the biased ratio passes 1 where
+    :math:`\sigma \ll \gamma`.
+
+    Gradients so weak that :math:`\sqrt{v}` comes near 1e-10 flip less, and those whose
+    :math:`\sigma g^2` is below float32's least normal number, 1e-38, make :math:`v` 0.
 
     Args:
         gamma: :math:`\gamma` in (0, 1], the adaptivity rate, as in `bop`. The authors' code has
@@ -145,8 +154,8 @@ def bop_2nd_order(
         sigma: :math:`\sigma` in (0, 1], the new squared gradient's share in :math:`v`. Higher
             adapts faster and is noisier.
         unbiased: correct both averages for their start at 0.
-        ema_dtype: floating dtype of both averages. The square of a gradient below 1e-23 is 0 in
-            float32, and below 1e-4 in float16.
+        ema_dtype: floating dtype of both averages. Below float32 they stop moving at small rates,
+            as in `bop`, and squares leave float16's range (g above 256, or below about 8e-3).
 
     Returns:
         A transform with `Bop2ndOrderState`, two averages a weight; as that of `bop` in all else.

@@ -329,9 +329,14 @@ def test_batches_that_cannot_be(records, options, message):
 
 def test_too_little_shared_memory(records, monkeypatch):
     monkeypatch.setattr(imagenet.shutil, "disk_usage", lambda _: SimpleNamespace(free=64 << 20))
-    training_batches(records, 20, 0, workers=5)  # 20 MB each
+    # A batch is 3 MB. Training leaves room for the workers of the evaluation beside its own.
+    training_batches(records, 20, 0, workers=2)
     with pytest.raises(OSError, match=r"need 72 MB of shared memory.*67 MB free.*--shm-size"):
-        training_batches(records, 20, 0, workers=6)
+        training_batches(records, 20, 0, workers=3)
+    validation_batches(records, 2, workers=5)  # of 0.3 MB
+    monkeypatch.setattr(imagenet.shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+    with pytest.raises(OSError, match=r"need 6 MB of shared memory.*5 MB free"):
+        validation_batches(records, 2, workers=5)
 
 
 # ---- Images that do not decode ------------------------------------------------------------------
@@ -385,7 +390,7 @@ def test_the_next_record_takes_a_bad_ones_place(damaged, records, workers, capsy
 
 def test_nothing_but_bad_images_stops(records):
     broken = [record._replace(jpeg=b"") for record in records]
-    with pytest.raises(BadImage, match="100 records in a row do not decode, from "):
+    with pytest.raises(BadImage, match=f"{len(records)} records in a row do not decode, from "):
         train(broken, 1, bad_images=BadImages())
 
 

@@ -115,6 +115,7 @@ def test_epochs_can_not_be_added_where_a_schedule_ends_with_them():
         ({"sigma": 0.0}, r"--sigma must be in \(0, 1\], got 0.0"),
         ({"alpha": 2.0}, r"--alpha must be in \(0, 1\], got 2.0"),
         ({"threshold_end": -1e-9}, "--threshold-end must be at least 0"),
+        ({"learning_rate_end": float("inf")}, "--learning-rate-end must be at least 0 and finite"),
         ({"l2": -1.0}, "--l2 must be at least 0"),
         ({"workers": -1}, "--workers must be at least 0, got -1"),
         ({"dataset": "imagenet2012", "held_out": 5}, "--held-out must be 0 with imagenet2012"),

@@ -205,6 +205,18 @@ def copied(whole, tmp_path) -> Path:
     return tmp_path / "copy"
 
 
+def test_a_run_killed_in_its_last_evaluation_only_evaluates(whole, copied):
+    """The checkpoint comes before the evaluation: no epoch is trained again."""
+    lines = (copied / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copied / "metrics.jsonl").write_text("".join(lines[:-1]))
+    resumed = run(*TINY_OPTIONS, "--epochs", 10, "--run-dir", copied, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Training again" not in resumed.stderr
+    assert_same_run(copied, whole[0])
+    last = json.loads((copied / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["images_per_second"] == 0
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

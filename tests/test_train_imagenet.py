@@ -103,6 +103,33 @@ def test_scale_normalizes_each_channel():
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("error", [OSError, RuntimeError, imagenet.BadImage])
+def test_what_ends_the_workers_ends_the_run(error, monkeypatch):
+    """With its message, in training and in evaluation, not with a traceback."""
+
+    def broken(*_: object, **__: object):
+        raise error("what happened")
+
+    monkeypatch.setattr(imagenet, "training_batches", broken)
+    monkeypatch.setattr(imagenet, "validation_batches", broken)
+    data = train.load_data(TINY)
+    program, state = train.build(TINY, data)
+    trainee = train.one_streamed_network(TINY, data, program)
+    chunks = trainee.chunks(0)
+    with pytest.raises(train.Stopped, match="what happened"):
+        trainee.train_steps(state, next(chunks))
+    with pytest.raises(train.Stopped, match="what happened"):
+        trainee.metrics(state, 1, True)
+
+
+def test_images_of_which_none_decodes_have_no_accuracy():
+    data = train.load_data(TINY)
+    program, state = train.build(TINY, data)
+    images = jnp.zeros((8, 224, 224, 3), jnp.uint8), jnp.zeros(8, jnp.int32)
+    with pytest.raises(train.Stopped, match="None of the images to evaluate on decodes"):
+        train.make_evaluate(program)(state, [(images, None, jnp.zeros(8, bool))])
+
+
 def epochs_done(run_dir: Path) -> int:
     path = run_dir / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
