@@ -278,15 +278,15 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     ),
     "cifar10-bop-falling-threshold-small": (
         "Section 6 at the same small scale: Bop with τ falling to 1e-8, and γ as before.",
-        replace(SMALL_BOP, threshold=1e-6, threshold_end=1e-8),
+        replace(SMALL_BOP, gamma=1e-2, threshold=1e-6, threshold_end=1e-8),
     ),
     "cifar10-bop-layerwise-small": (
         "Section 6 at the same small scale: thresholds relative to each layer's RMS.",
-        replace(SMALL_BOP, optimizer="bop_layerwise", threshold=1.0),
+        replace(SMALL_BOP, optimizer="bop_layerwise", threshold=0.3),
     ),
     "cifar10-bop-2nd-order-small": (
         "Bop2ndOrder (Suarez-Ramirez et al. 2021), biased, at the same small scale.",
-        replace(SMALL_BOP, optimizer="bop_2nd_order", threshold=1e-2),
+        replace(SMALL_BOP, optimizer="bop_2nd_order", threshold=1e-3),
     ),
     "cifar10-cema-small": (
         "CEMA (Quist et al. 2023), α falling to 0, at the same small scale.",
