@@ -12,7 +12,6 @@ import os
 import shlex
 import sys
 import zipfile
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SPLITS = ("train", "test")
-IMAGENET_SPLITS = ("train", "validation")
+SPLITS = {"cifar10": ("train", "test"), "imagenet2012": ("train", "validation")}
 ARCHIVES = {"ILSVRC2012_img_train.tar": 147_897_477_120, "ILSVRC2012_img_val.tar": 6_744_924_160}
 
 
@@ -175,7 +173,7 @@ def prepare(name: Literal["cifar10", "imagenet2012"], /, data_dir: Path | None =
     """
     data_dir = data_directory(data_dir)
     try:
-        find(name, data_dir, IMAGENET_SPLITS if name == "imagenet2012" else SPLITS)
+        find(name, data_dir)
     except FileNotFoundError as missing:
         print(missing.args[0].splitlines()[0], file=sys.stderr)
     else:
@@ -226,7 +224,7 @@ def how_to_prepare(name: str, data_dir: Path) -> str:
     )
 
 
-def find(name: str, data_dir: Path, splits: Sequence[str] = SPLITS) -> tuple[Path, dict[str, int]]:
+def find(name: str, data_dir: Path) -> tuple[Path, dict[str, int]]:
     """The prepared folder of the newest version, every shard in place, and each split's number."""
     versions = [p.parent for p in (data_dir / name).glob("*/dataset_info.json")]
     if not versions:
@@ -250,7 +248,7 @@ def find(name: str, data_dir: Path, splits: Sequence[str] = SPLITS) -> tuple[Pat
         )
     shards = {
         f"{name}-{split}.array_record-{i:05d}-of-{len(lengths.get(split, [])):05d}"
-        for split in splits
+        for split in SPLITS[name]
         for i in range(max(len(lengths.get(split, [])), 1))
     }
     missing = sorted(s for s in shards | {"features.json"} if not (folder / s).is_file())
@@ -261,7 +259,7 @@ def find(name: str, data_dir: Path, splits: Sequence[str] = SPLITS) -> tuple[Pat
             + " missing."
             + how_to_prepare(name, data_dir)
         )
-    return folder, {split: sum(lengths[split]) for split in splits}
+    return folder, {split: sum(lengths[split]) for split in SPLITS[name]}
 
 
 def _version(folder: Path) -> list[int]:
@@ -279,7 +277,7 @@ def _tfds(name: str, data_dir: Path | None, cache_dir: Path | None) -> Dataset:
     if arrays is None:
         print(f"Decoding {name} into {cache} (once) ...", file=sys.stderr)
         try:
-            arrays = {k: v for s in SPLITS for k, v in _decode(folder, s, numbers[s]).items()}
+            arrays = {k: v for s, n in numbers.items() for k, v in _decode(folder, s, n).items()}
         except Exception as error:  # array_record, PIL and TFDS each raise their own
             raise OSError(
                 f"{folder} is damaged: {error}." + how_to_prepare(name, data_dir)
@@ -314,9 +312,9 @@ def _read_cache(cache: Path, numbers: dict[str, int]) -> dict[str, Any] | None:
     try:
         with cache.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        for split in SPLITS:
+        for split, number in numbers.items():
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-            if images.dtype != np.uint8 or not len(images) == numbers[split] == len(labels):
+            if images.dtype != np.uint8 or not len(images) == number == len(labels):
                 raise ValueError(f"{split} has {images.dtype} images of shape {images.shape}")
         return arrays
     except (

@@ -18,6 +18,14 @@ def layers(metrics: Sequence[dict[str, Any]]) -> list[str]:
     return sorted(names, key=lambda n: [(p.zfill(9) if p.isdigit() else p) for p in n.split("/")])
 
 
+def over_runs(
+    runs: Sequence[Sequence[dict[str, Any]]], read: Callable[[dict[str, Any]], float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `read` takes from each epoch's record: mean and standard deviation over the runs."""
+    values = np.array([[read(m) for m in run] for run in runs])
+    return values.mean(0), values.std(0, ddof=min(1, len(runs) - 1))
+
+
 def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws one run as the paper's Figure 1 does: accuracy above, π_t below.
 
@@ -81,14 +89,12 @@ def plot_sweep(records: Sequence[dict[str, Any]], path: Path) -> None:
             last = layers(runs[0])[-1]
             style = {"color": f"C{i}", "marker": "o" if len(epochs) == 1 else None}
 
-            def mean(read: Callable[[dict[str, Any]], float], runs: Any = runs) -> Any:
-                return np.mean([[read(m) for m in run] for run in runs], axis=0)
-
-            upper.plot(
-                epochs, mean(lambda m: 100 * m["train_accuracy"]), label=f"{point:g}", **style
-            )
-            upper.plot(epochs, mean(lambda m: 100 * m[f"{evaluated}_accuracy"]), "--", **style)
-            lower.plot(epochs, mean(lambda m, k=last: m["log_flip_ratio"][k]), **style)
+            train, _ = over_runs(runs, lambda m: 100 * m["train_accuracy"])
+            upper.plot(epochs, train, label=f"{point:g}", **style)
+            accuracy, _ = over_runs(runs, lambda m: 100 * m[f"{evaluated}_accuracy"])
+            upper.plot(epochs, accuracy, "--", **style)
+            flips, _ = over_runs(runs, lambda m, k=last: m["log_flip_ratio"][k])
+            lower.plot(epochs, flips, **style)
         fixed = f"τ = {value:g}" if kept == "threshold" else f"γ = {value:g}"
         upper.set_title(f"{symbol} varied at {fixed}")
         if here:
@@ -117,10 +123,8 @@ def plot_comparison(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], p
     for i, (name, runs) in enumerate(methods.items()):
         epochs, evaluated = [m["epoch"] for m in runs[0]], evaluated_on(runs[0])
         for split, style in (("train", "-"), (evaluated, "--")):
-            values = np.array([[100 * m[f"{split}_accuracy"] for m in run] for run in runs])
-            mean, several = values.mean(0), len(runs) > 1
-            spread = values.std(0, ddof=1) if several else np.zeros_like(mean)
-            last = f"{mean[-1]:.1f}" + (f" ± {spread[-1]:.1f}" if several else "")
+            mean, spread = over_runs(runs, lambda m, k=split: 100 * m[f"{k}_accuracy"])
+            last = f"{mean[-1]:.1f}" + (f" ± {spread[-1]:.1f}" if len(runs) > 1 else "")
             label = f"{name}, {split}: {last} %" if split == evaluated else None
             axes.plot(epochs, mean, style, color=f"C{i}", label=label)
             axes.fill_between(epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.2, lw=0)
@@ -148,8 +152,7 @@ def plot_flips(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: 
     for i, (name, runs) in enumerate(methods.items()):
         epochs = [m["epoch"] for m in runs[0]]
         for axes, layer in zip(panels, ("all", layers(runs[0])[-1]), strict=True):
-            values = np.array([[m["log_flip_ratio"][layer] for m in run] for run in runs])
-            mean, spread = values.mean(0), values.std(0, ddof=min(1, len(runs) - 1))
+            mean, spread = over_runs(runs, lambda m, k=layer: m["log_flip_ratio"][k])
             axes.plot(epochs, mean, color=f"C{i}", label=name, marker="o", ms=3)
             axes.fill_between(epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.2, lw=0)
     for axes, title in zip(panels, ("all binary weights", "the last layer"), strict=True):

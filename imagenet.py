@@ -108,13 +108,13 @@ def open_imagenet(data_dir: Path | None = None) -> ImageNet:
             does not read without TensorFlow; the message says how to prepare it.
     """
     data_dir = datasets.data_directory(data_dir)
-    folder, numbers = datasets.find("imagenet2012", data_dir, datasets.IMAGENET_SPLITS)
+    folder, numbers = datasets.find("imagenet2012", data_dir)
     try:
         for split, number in numbers.items():
             there = sum(map(_count_records, folder.glob(f"imagenet2012-{split}.array_record-*")))
             if there != number:
                 raise ValueError(f"{there} {split} records, dataset_info.json says {number}")
-        return ImageNet(*(Records(folder, split) for split in datasets.IMAGENET_SPLITS))
+        return ImageNet(*(Records(folder, split) for split in numbers))
     except Exception as error:  # array_record and TFDS each raise their own
         raise FileNotFoundError(
             f"{folder} is damaged ({error}): delete it."
@@ -334,6 +334,7 @@ class _Batches:
     hosts: int
     leave_out: bool
     split: ClassVar[str]
+    room: ClassVar[int]  # batches of shared memory to find free for each worker
 
     def __post_init__(self):
         if self.batch_size % self.hosts or not 0 <= self.host < self.hosts:
@@ -369,6 +370,7 @@ class _Training(_Batches):
     seed: int
     first_step: int
     split = "train"
+    room = 8  # 4 of its own, and 4 of the worker that validates beside it
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -396,6 +398,7 @@ class _Training(_Batches):
 @dataclass(frozen=True)
 class _Validation(_Batches):
     split = "validation"
+    room = 4
 
     def __len__(self) -> int:
         return math.ceil(len(self.records) / self.batch_size)
@@ -426,9 +429,7 @@ def _stream(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
-        # Each worker holds 4 batches; those that train go on beside those that validate.
-        held = 8 if isinstance(batches, _Training) else 4
-        _check_shared_memory(held * workers * batches.empty()["image"].nbytes)
+        _check_shared_memory(batches.room * workers * batches.empty()["image"].nbytes)
         stream = stream.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_begin_worker
         )

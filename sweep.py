@@ -186,9 +186,9 @@ def several_networks(sweep: Sweep, compiled: Compiled, lanes: list[Lane]) -> tra
         mean = jax.tree.map(lambda *values: float(np.mean(values)), *each)
         return mean | {"networks": each}
 
-    number = len(compiled.train_data[0])
+    batches = partial(epoch_batches, sweep, lanes, len(compiled.train_data[0]))
     return train.Trainee(
-        lambda step: train.chunks(partial(epoch_batches, sweep, lanes, number), step),
+        partial(train.chunks, batches, compiled.program.steps_per_epoch),
         lambda stacked, batches: compiled.train_steps(stacked, compiled.train_data, batches),
         metrics,
     )

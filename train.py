@@ -190,7 +190,7 @@ def one_network(config: Experiment, data: datasets.Dataset, program: Program) ->
         return means
 
     return Trainee(
-        lambda step: chunks(partial(epoch_batches, config, data.num_train), step),
+        partial(chunks, partial(epoch_batches, config, data.num_train), program.steps_per_epoch),
         lambda state, batches: train_steps(state, train_data, batches),
         metrics,
     )
@@ -204,9 +204,11 @@ def epoch_batches(config: Experiment, number: int, epoch: int) -> np.ndarray:
     return order[: steps * config.batch_size].reshape(steps, config.batch_size)
 
 
-def chunks(epoch_batches: Callable[[int], np.ndarray], step: int) -> Generator[np.ndarray]:
+def chunks(
+    epoch_batches: Callable[[int], np.ndarray], steps_per_epoch: int, step: int
+) -> Generator[np.ndarray]:
     """Batches from a step on: few on a CPU, a scan's worth elsewhere."""
-    epoch, offset = divmod(step, len(epoch_batches(1)))
+    epoch, offset = divmod(step, steps_per_epoch)
     for number in itertools.count(epoch + 1):
         batches = epoch_batches(number)[offset:]
         yield from np.array_split(batches, math.ceil(len(batches) / steps_at_once()))
