@@ -14,7 +14,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ from figures import plot_comparison, plot_flips, plot_sweep
 from runs import read_result
 
 ROOT = Path(__file__).parent
+MEMORY = ("network", "batch", "weights and optimizer", "one training step", "compiled for")
+PIPELINE = ("what", "images/s", "")
 
 
 class Result(NamedTuple):
@@ -80,8 +82,8 @@ def tables(folder: Path) -> dict[str, str]:
         "runs": runs_table(runs),
         "search": search_table(load_results(folder / "search")),
         "latent weights": latent_table(load_results(folder / "latent_weights")),
-        "memory": memory_table(folder / "benchmarks" / "memory"),
-        "pipeline": pipeline_table(folder / "benchmarks" / "pipeline"),
+        "memory": benchmark_table(folder / "benchmarks/memory", MEMORY, memory_rows),
+        "pipeline": benchmark_table(folder / "benchmarks/pipeline", PIPELINE, pipeline_rows),
     }
 
 
@@ -160,39 +162,51 @@ def latent_table(results: dict[str, list[Result]]) -> str:
     return markdown(("trained by", *names, "seeds"), rows)
 
 
-def memory_table(folder: Path) -> str:
-    """A row a network and kind of device."""
-    rows = []
+def benchmark_table(
+    folder: Path, columns: Sequence[str], rows: Callable[[dict[str, Any]], list[Sequence[Any]]]
+) -> str:
+    """The rows of each of a benchmark's records.
+
+    Raises:
+        ValueError: for a file that is not such a record.
+    """
+    of_all = []
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        for network, memory in record["bytes"].items():
-            sizes = [f"{memory[key] / 2**30:.2f} GiB" for key in ("state", "total")]
-            rows.append((network, record["batch_size"], *sizes, record["device"]["kind"]))
-    columns = ("network", "batch", "weights and optimizer", "one training step", "compiled for")
-    return markdown(columns, rows)
+        try:
+            of_all += rows(json.loads(path.read_text()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not what its benchmark writes ({error!r})") from error
+    return markdown(columns, of_all)
 
 
-def pipeline_table(folder: Path) -> str:
+def memory_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
+    """A row a network."""
+    rows = []
+    for network, memory in record["bytes"].items():
+        sizes = [f"{memory[key] / 2**30:.2f} GiB" for key in ("state", "total")]
+        rows.append((network, record["batch_size"], *sizes, record["device"]["kind"]))
+    return rows
+
+
+def pipeline_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
     """Rows of one core's work on an image, of the whole pipeline, and of waiting for it."""
     rows = []
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        seconds = {name: statistics.median(s) for name, s in record["one_core"].items()}
-        read, decode, both = (seconds[name] for name in ("read", "decode", "decode_crop"))
-        parts = {"read": read, "decode": decode, "crop, resize": both - decode, "all": read + both}
-        for name, part in parts.items():
-            rate = f"{1 / part:,.0f}"
-            rows.append((f"one core: {name}", rate, f"{part / (read + both):.0%} of its time"))
-        for workers, rates in record["pipeline"].items():
-            spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-            name = f"batches, {workers} worker processes, {record['cpus']} cores"
-            rows.append((name, f"{statistics.median(rates):,.0f}", spread))
-        for name, waiting in record["waiting"].items():
-            step, shares = waiting["step_seconds"], waiting["shares"]
-            took = f"waits {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
-            rate = f"{record['batch_size'] / step:,.0f} asked for"
-            rows.append((f"a stand-in device, {step:.2f} s a batch: {name}", rate, took))
-    return markdown(("what", "images/s", ""), rows)
+    seconds = {name: statistics.median(s) for name, s in record["one_core"].items()}
+    read, decode, both = (seconds[name] for name in ("read", "decode", "decode_crop"))
+    parts = {"read": read, "decode": decode, "crop, resize": both - decode, "all": read + both}
+    for name, part in parts.items():
+        rate = f"{1 / part:,.0f}"
+        rows.append((f"one core: {name}", rate, f"{part / (read + both):.0%} of its time"))
+    for workers, rates in record["pipeline"].items():
+        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+        name = f"batches, {workers} worker processes, {record['cpus']} cores"
+        rows.append((name, f"{statistics.median(rates):,.0f}", spread))
+    for name, waiting in record["waiting"].items():
+        step, shares = waiting["step_seconds"], waiting["shares"]
+        took = f"waits {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+        rate = f"{record['batch_size'] / step:,.0f} asked for"
+        rows.append((f"a stand-in device, {step:.2f} s a batch: {name}", rate, took))
+    return rows
 
 
 def check_alike(runs: Sequence[Result], differing: Sequence[str] = ("seed",)) -> None:

@@ -101,10 +101,17 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert record["latent_weights"] == accuracies
 
 
-def test_runs_without_latent_weights(tmp_path, monkeypatch):
+def test_runs_that_cannot_be_evaluated(tmp_path, monkeypatch):
     result = Path(__file__).parents[1] / "results" / "digits-bop" / "seed0.json"
     (tmp_path / "result.json").write_text(result.read_text())
     with pytest.raises(SystemExit, match="trained by Bop: it has no latent weights"):
+        main(monkeypatch, tmp_path)
+    record = json.loads(result.read_text())
+    record["config"] |= {"optimizer": "adam", "dataset": "imagenet2012"}
+    last, accuracy = record["metrics"][-1], {"validation_accuracy": 0.5}
+    record |= {"metrics": [last | accuracy], "result": record["result"] | accuracy}
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="needs images in memory: not a run on imagenet2012"):
         main(monkeypatch, tmp_path)
     with pytest.raises(SystemExit, match=r"latent_weights.py: .*No such file"):
         main(monkeypatch, tmp_path / "none")

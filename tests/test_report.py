@@ -115,6 +115,17 @@ def test_the_readme_shows_figures_that_are_there():
         assert (ROOT / image).is_file(), image
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"bytes": {"a net": 3}}'])
+@pytest.mark.parametrize("benchmark", ["memory", "pipeline"])
+def test_malformed_benchmarks(benchmark, text, tmp_path):
+    shutil.copytree(SEED.parent, tmp_path / "digits-bop")
+    path = tmp_path / "benchmarks" / benchmark / "cpu.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"cpu.json is not what its benchmark writes"):
+        report.tables(tmp_path)
+
+
 def test_a_readme_without_the_place_of_a_table():
     with pytest.raises(ValueError, match="0 places for the table 'runs'"):
         report.with_tables("# bop_optax", {"runs": ""})
