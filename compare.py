@@ -30,6 +30,7 @@ METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-bop-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
     "cifar10-adam-small": {"latent_learning_rate": (0.1, 1e-2, 1e-3, 1e-4), "b1": (0.9, 0.99)},
     "cifar10-sgd-small": {"latent_learning_rate": (10.0, 1.0, 0.1, 0.01), "momentum": (0.9, 0.99)},
+    "cifar10-bop-falling-gamma-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
     "cifar10-bop-falling-threshold-small": {
         "gamma": (0.1, 1e-2, 1e-3, 1e-4),
         "threshold": (1e-6, 1e-7),

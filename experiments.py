@@ -276,6 +276,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "SGD with momentum on latent weights, at the same small scale.",
         replace(CIFAR10_SGD, **SMALL, latent_learning_rate=1.0),
     ),
+    "cifar10-bop-falling-gamma-small": (
+        "At the same small scale, Bop with γ falling linearly to 0, as CEMA's α does.",
+        replace(SMALL_BOP, gamma_end=0.0),
+    ),
     "cifar10-bop-falling-threshold-small": (
         "Section 6 at the same small scale: Bop with τ falling to 1e-8, and γ as before.",
         replace(SMALL_BOP, gamma=1e-2, threshold=1e-6, threshold_end=1e-8),

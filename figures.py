@@ -147,7 +147,7 @@ def plot_flips(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for i, (name, runs) in enumerate(methods.items()):
         epochs = [m["epoch"] for m in runs[0]]
@@ -161,5 +161,5 @@ def plot_flips(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(r"$\pi_t$, mean over the epoch")
-    panels[1].legend(loc="best", fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=150)
