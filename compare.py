@@ -30,7 +30,6 @@ METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-bop-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
     "cifar10-adam-small": {"latent_learning_rate": (0.1, 1e-2, 1e-3, 1e-4), "b1": (0.9, 0.99)},
     "cifar10-sgd-small": {"latent_learning_rate": (10.0, 1.0, 0.1, 0.01), "momentum": (0.9, 0.99)},
-    "cifar10-bop-falling-gamma-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
     "cifar10-bop-falling-threshold-small": {
         "gamma": (0.1, 1e-2, 1e-3, 1e-4),
         "threshold": (1e-6, 1e-7),
@@ -38,6 +37,19 @@ METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-bop-layerwise-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1.0, 0.3)},
     "cifar10-bop-2nd-order-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-2, 1e-3)},
     "cifar10-cema-small": {"alpha": (1e-2, 1e-3, 1e-4), "gamma": (1e-1, 1e-2)},
+    "cifar10-bop-falling-gamma-small": {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)},
+    "cifar10-adam-falling-rate-small": {
+        "latent_learning_rate": (1e-2, 1e-3, 1e-4),
+        "b1": (0.9, 0.99),
+    },
+    "cifar10-bop-2nd-order-falling-gamma-small": {
+        "gamma": (1e-2, 1e-3, 1e-4),
+        "threshold": (1e-2, 1e-3),
+    },
+    "cifar10-bop-layerwise-falling-gamma-small": {
+        "gamma": (1e-2, 1e-3, 1e-4),
+        "threshold": (1.0, 0.3),
+    },
 }
 """For each preset, the values of its two hyperparameters: 3 × 2, and a fourth value of the first
 where the best of the three was at their edge."""

@@ -49,6 +49,8 @@ class Experiment:
     """Rate α in (0, 1] of the second average, falling linearly to 0 over all epochs (cema)."""
     latent_learning_rate: float = 1e-3
     """Learning rate > 0 of the latent weights (adam, sgd)."""
+    latent_learning_rate_end: float | None = None
+    """The same falls to this linearly over all epochs; None: as --decay says."""
     momentum: float = 0.0
     """Momentum in [0, 1) of the latent weights (sgd)."""
     b1: float = 0.9
@@ -117,8 +119,9 @@ class Experiment:
     @property
     def falls_until_the_end(self) -> bool:
         """Whether a hyperparameter's schedule depends on the number of epochs."""
-        ends = (self.gamma_end, self.threshold_end, self.sigma_end, self.learning_rate_end)
-        return self.optimizer == "cema" or any(end is not None for end in ends)
+        ends = (self.gamma_end, self.threshold_end, self.sigma_end, self.latent_learning_rate_end)
+        falls = any(end is not None for end in (*ends, self.learning_rate_end))
+        return falls or self.optimizer == "cema"
 
     def check(self) -> None:
         """Raises ValueError for the first field out of range, naming the value and the range."""
@@ -130,7 +133,7 @@ class Experiment:
             _require(0 < getattr(self, name) <= 1, self, name, "in (0, 1]")
         for name in ("gamma_end", "sigma_end"):
             _require(0 <= (getattr(self, name) or 0) <= 1, self, name, "in [0, 1]")
-        for name in ("threshold_end", "learning_rate_end"):
+        for name in ("threshold_end", "learning_rate_end", "latent_learning_rate_end"):
             value = getattr(self, name) or 0
             _require(0 <= value < float("inf"), self, name, "at least 0 and finite")
         for name in ("momentum", "b1"):
@@ -189,6 +192,9 @@ IMAGENET_BOP_RELEASED = replace(
     learning_rate_end=5e-6,
 )
 SMALL_BOP = replace(CIFAR10_BOP, **SMALL, gamma=1e-3, threshold=1e-7)
+SMALL_BOP_LAYERWISE = replace(SMALL_BOP, optimizer="bop_layerwise", threshold=0.3)
+SMALL_BOP_2ND_ORDER = replace(SMALL_BOP, optimizer="bop_2nd_order", threshold=1e-3)
+SMALL_ADAM = replace(CIFAR10_ADAM, **SMALL, latent_learning_rate=1e-2, b1=0.99)
 SMALL_SGD = replace(CIFAR10_SGD, **SMALL, momentum=0.0, decay=1.0, glorot_scaling=False)
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
@@ -270,7 +276,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     ),
     "cifar10-adam-small": (
         "Its baseline, Adam on latent weights, at the same small scale.",
-        replace(CIFAR10_ADAM, **SMALL, latent_learning_rate=1e-2, b1=0.99),
+        SMALL_ADAM,
     ),
     "cifar10-sgd-small": (
         "SGD with momentum on latent weights, at the same small scale.",
@@ -280,17 +286,29 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "At the same small scale, Bop with γ falling linearly to 0, as CEMA's α does.",
         replace(SMALL_BOP, gamma_end=0.0),
     ),
+    "cifar10-adam-falling-rate-small": (
+        "At the same small scale, Adam with its rate falling linearly to 0.",
+        replace(SMALL_ADAM, latent_learning_rate_end=0.0),
+    ),
+    "cifar10-bop-2nd-order-falling-gamma-small": (
+        "At the same small scale, Bop2ndOrder with γ falling linearly to 0.",
+        replace(SMALL_BOP_2ND_ORDER, gamma_end=0.0),
+    ),
+    "cifar10-bop-layerwise-falling-gamma-small": (
+        "At the same small scale, thresholds relative to layers' RMS, γ falling linearly to 0.",
+        replace(SMALL_BOP_LAYERWISE, gamma_end=0.0),
+    ),
     "cifar10-bop-falling-threshold-small": (
         "Section 6 at the same small scale: Bop with τ falling to 1e-8, and γ as before.",
         replace(SMALL_BOP, gamma=1e-2, threshold=1e-6, threshold_end=1e-8),
     ),
     "cifar10-bop-layerwise-small": (
         "Section 6 at the same small scale: thresholds relative to each layer's RMS.",
-        replace(SMALL_BOP, optimizer="bop_layerwise", threshold=0.3),
+        SMALL_BOP_LAYERWISE,
     ),
     "cifar10-bop-2nd-order-small": (
         "Bop2ndOrder (Suarez-Ramirez et al. 2021), biased, at the same small scale.",
-        replace(SMALL_BOP, optimizer="bop_2nd_order", threshold=1e-3),
+        SMALL_BOP_2ND_ORDER,
     ),
     "cifar10-cema-small": (
         "CEMA (Quist et al. 2023), α falling to 0, at the same small scale.",

@@ -29,6 +29,8 @@ def make_optimizer(
     if config.gamma_end is not None:
         gamma = linear(config.gamma, config.gamma_end)
     rate = decayed(config.latent_learning_rate)
+    if config.latent_learning_rate_end is not None:
+        rate = linear(config.latent_learning_rate, config.latent_learning_rate_end)
     match config.optimizer:
         case "bop":
             binary = bop(gamma, threshold)

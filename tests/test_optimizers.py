@@ -74,6 +74,15 @@ def test_adams_rate_falls_linearly_to_its_end():
         np.testing.assert_allclose(updates["bias"], -rate, rtol=1e-4)
 
 
+def test_the_latent_rate_falls_linearly_to_its_end():
+    """SGD steps by its rate times the gradient; all others' rates are left as they were."""
+    ends = {"latent_learning_rate": 0.5, "latent_learning_rate_end": 0.25}
+    config = Experiment(optimizer="sgd", glorot_scaling=False, latent_limit=9.0, **ends, **EPOCHS)
+    for step, rate in ((0, 0.5), (20, 0.375), (40, 0.25), (99, 0.25)):
+        updates, _ = updated(config, step)
+        np.testing.assert_allclose(updates["kernel"], -rate, rtol=1e-5)
+
+
 def test_the_penalty_is_of_real_kernels_alone():
     """As if the loss had l2 · Σ w²: its gradient, 2 · l2 · w, outweighs a gradient of −1."""
     grads = jax.tree.map(lambda w: -jnp.ones_like(w), PARAMS)
@@ -104,7 +113,8 @@ def test_every_variant_trains_a_network(preset):
 
 def test_epochs_can_not_be_added_where_a_schedule_ends_with_them():
     assert not PRESETS["cifar10-bop"][1].falls_until_the_end
-    for name in ("imagenet-birealnet-bop", "cifar10-cema-small", "cifar10-bop-falling-threshold"):
+    falling = ("cema-small", "bop-falling-threshold", "adam-falling-rate-small")
+    for name in ("imagenet-birealnet-bop", *(f"cifar10-{end}" for end in falling)):
         assert PRESETS[name][1].falls_until_the_end
 
 
@@ -116,6 +126,7 @@ def test_epochs_can_not_be_added_where_a_schedule_ends_with_them():
         ({"alpha": 2.0}, r"--alpha must be in \(0, 1\], got 2.0"),
         ({"threshold_end": -1e-9}, "--threshold-end must be at least 0"),
         ({"learning_rate_end": float("inf")}, "--learning-rate-end must be at least 0 and finite"),
+        ({"latent_learning_rate_end": -1.0}, "--latent-learning-rate-end must be at least 0"),
         ({"l2": -1.0}, "--l2 must be at least 0"),
         ({"workers": -1}, "--workers must be at least 0, got -1"),
         ({"dataset": "imagenet2012", "held_out": 5}, "--held-out must be 0 with imagenet2012"),
