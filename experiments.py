@@ -288,11 +288,11 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     ),
     "cifar10-adam-falling-rate-small": (
         "At the same small scale, Adam with its rate falling linearly to 0.",
-        replace(SMALL_ADAM, latent_learning_rate_end=0.0),
+        replace(SMALL_ADAM, latent_learning_rate=1e-3, latent_learning_rate_end=0.0, b1=0.9),
     ),
     "cifar10-bop-2nd-order-falling-gamma-small": (
         "At the same small scale, Bop2ndOrder with γ falling linearly to 0.",
-        replace(SMALL_BOP_2ND_ORDER, gamma_end=0.0),
+        replace(SMALL_BOP_2ND_ORDER, gamma=1e-4, gamma_end=0.0),
     ),
     "cifar10-bop-layerwise-falling-gamma-small": (
         "At the same small scale, thresholds relative to layers' RMS, γ falling linearly to 0.",
