@@ -151,9 +151,10 @@ def plot_flips(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: 
     panels = figure.subplots(1, 2, sharey=True)
     for i, (name, runs) in enumerate(methods.items()):
         epochs = [m["epoch"] for m in runs[0]]
+        style = {"color": f"C{i}", "ls": "-" if i < 10 else "--", "marker": "o", "ms": 3}
         for axes, layer in zip(panels, ("all", layers(runs[0])[-1]), strict=True):
             mean, spread = over_runs(runs, lambda m, k=layer: m["log_flip_ratio"][k])
-            axes.plot(epochs, mean, color=f"C{i}", label=name, marker="o", ms=3)
+            axes.plot(epochs, mean, label=name, **style)
             axes.fill_between(epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.2, lw=0)
     for axes, title in zip(panels, ("all binary weights", "the last layer"), strict=True):
         axes.set_title(title)
