@@ -1,6 +1,6 @@
 """The named runs: where each comes from, and what it is reported to reach."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,9 +119,8 @@ class Experiment:
     @property
     def falls_until_the_end(self) -> bool:
         """Whether a hyperparameter's schedule depends on the number of epochs."""
-        ends = (self.gamma_end, self.threshold_end, self.sigma_end, self.latent_learning_rate_end)
-        falls = any(end is not None for end in (*ends, self.learning_rate_end))
-        return falls or self.optimizer == "cema"
+        ends = [field.name for field in fields(self) if field.name.endswith("_end")]
+        return self.optimizer == "cema" or any(getattr(self, end) is not None for end in ends)
 
     def check(self) -> None:
         """Raises ValueError for the first field out of range, naming the value and the range."""

@@ -114,9 +114,7 @@ def main(
         config, record = read_result(run / "result.json")
         if not config.latent:
             raise ValueError(f"{run} was trained by Bop: it has no latent weights")
-        if config.dataset == "imagenet2012":
-            raise ValueError("this needs images in memory: not a run on imagenet2012")
-        data = train.load_data(replace(config, data_dir=data_dir))
+        data = train.load_in_memory(replace(config, data_dir=data_dir))
         program, state = train.build(config, data)
         model = nnx.merge(program.eval_graph, state.params, state.batch_stats)
         load_weights(model, run / "weights.npz")

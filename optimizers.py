@@ -16,21 +16,19 @@ def make_optimizer(
     """Adam for the real parameters; for the kernels Bop or a variant, or the latent weights of
     Algorithm 1."""
 
-    def decayed(value: float) -> optax.Schedule:
-        steps = min(config.decay_epochs * steps_per_epoch, 2**31 - 1)  # counted in int32
-        return optax.exponential_decay(value, steps, config.decay, staircase=True)
-
     def linear(value: float, end: float | None) -> float | optax.Schedule:
-        steps = min(config.epochs * steps_per_epoch, 2**31 - 1)
+        steps = min(config.epochs * steps_per_epoch, 2**31 - 1)  # counted in int32
         return value if end is None else optax.linear_schedule(value, end, steps)
 
+    def decayed(value: float, end: float | None) -> float | optax.Schedule:
+        if end is not None:
+            return linear(value, end)
+        steps = min(config.decay_epochs * steps_per_epoch, 2**31 - 1)
+        return optax.exponential_decay(value, steps, config.decay, staircase=True)
+
     threshold = linear(config.threshold, config.threshold_end)
-    gamma = decayed(config.gamma)
-    if config.gamma_end is not None:
-        gamma = linear(config.gamma, config.gamma_end)
-    rate = decayed(config.latent_learning_rate)
-    if config.latent_learning_rate_end is not None:
-        rate = linear(config.latent_learning_rate, config.latent_learning_rate_end)
+    gamma = decayed(config.gamma, config.gamma_end)
+    rate = decayed(config.latent_learning_rate, config.latent_learning_rate_end)
     match config.optimizer:
         case "bop":
             binary = bop(gamma, threshold)

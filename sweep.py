@@ -331,9 +331,7 @@ def main() -> None:
     try:
         config.check()
         lanes = sweep.lanes()
-        if config.dataset == "imagenet2012":
-            raise ValueError("a sweep needs images in memory: not --dataset imagenet2012")
-        data = train.load_data(config)
+        data = train.load_in_memory(config)
         train.check_batch(config, len(data.train_images))
         compiled = compile_sweep(sweep, data)
         together = went_together(config) if config.resume else all_together(sweep, compiled, lanes)

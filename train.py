@@ -58,6 +58,12 @@ def load_data(config: Experiment) -> Any:
         from imagenet import open_imagenet  # Grain takes seconds to import
 
         return open_imagenet(config.data_dir)
+    return load_in_memory(config)
+
+
+def load_in_memory(config: Experiment) -> datasets.Dataset:
+    if config.dataset == "imagenet2012":
+        raise ValueError("this needs images in memory: not a run on imagenet2012")
     data = datasets.load(config.dataset, config.data_dir)
     return datasets.hold_out(data, config.held_out) if config.held_out else data
 
