@@ -289,6 +289,14 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "At the same small scale, Adam with its rate falling linearly to 0.",
         replace(SMALL_ADAM, latent_learning_rate=1e-3, latent_learning_rate_end=0.0, b1=0.9),
     ),
+    "cifar10-sgd-falling-rate-small": (
+        "At the same small scale, SGD with momentum, its rate falling linearly to 0.",
+        replace(CIFAR10_SGD, **SMALL, latent_learning_rate=1.0, latent_learning_rate_end=0.0),
+    ),
+    "cifar10-bop-falling-gamma-and-threshold-small": (
+        "At the same small scale, Bop with γ falling linearly to 0 and τ to 1e-8.",
+        replace(SMALL_BOP, gamma_end=0.0, threshold_end=1e-8),
+    ),
     "cifar10-bop-2nd-order-falling-gamma-small": (
         "At the same small scale, Bop2ndOrder with γ falling linearly to 0.",
         replace(SMALL_BOP_2ND_ORDER, gamma=1e-4, gamma_end=0.0),
