@@ -35,6 +35,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import datasets
 from console import EpochBar, Interrupt
 from experiments import DEFAULT_PRESET, PRESETS, Experiment
+from imagenet import BadImage, open_imagenet
 from networks import Program, TrainState, binary_layers, build, flip_metrics
 from optimizers import make_optimizer
 from runs import Run, RunError, save_weights
@@ -55,8 +56,6 @@ class Stopped(Exception):
 
 def load_data(config: Experiment) -> Any:
     if config.dataset == "imagenet2012":
-        from imagenet import open_imagenet  # Grain takes seconds to import
-
         return open_imagenet(config.data_dir)
     return load_in_memory(config)
 
@@ -238,7 +237,8 @@ def every_image(data: Any, batch_size: int, mesh: jax.sharding.Mesh) -> Iterator
 
 def one_streamed_network(config: Experiment, data: Any, program: Program) -> Trainee:
     """As `one_network`, of images that worker processes decode while the devices compute."""
-    from imagenet import BadImage, BadImages, Feed, training_batches, validation_batches
+    # Grain takes seconds to import.
+    from feed import BadImages, Feed, training_batches, validation_batches
 
     train_step = jax.jit(make_train_step(program, config), donate_argnums=0)
     evaluate = make_evaluate(program)

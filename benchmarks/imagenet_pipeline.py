@@ -24,7 +24,8 @@ import tyro
 from PIL import features
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from imagenet import Feed, Records, decode, open_imagenet, training_batches, training_image
+from feed import Feed, training_batches
+from imagenet import Records, decode, open_imagenet, training_image
 
 PACKAGES = ("grain", "tensorflow-datasets", "array_record", "pillow", "numpy")
 STEPS = 20  # of each repeat

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import datasets
+import feed
 import imagenet
 import train
 from experiments import PRESETS
@@ -43,7 +44,7 @@ def test_steps_and_accuracies_are_of_the_streamed_images():
     program, state = train.build(TINY, data)
     assert program.steps_per_epoch == 10
     step = jax.jit(train.make_train_step(program, TINY))
-    by_hand, batches = state, iter(imagenet.training_batches(data.train, 24, seed=0))
+    by_hand, batches = state, iter(feed.training_batches(data.train, 24, seed=0))
     expected = []
     for _ in range(2):
         batch = next(batches)
@@ -110,8 +111,8 @@ def test_what_ends_the_workers_ends_the_run(error, monkeypatch):
     def broken(*_: object, **__: object):
         raise error("what happened")
 
-    monkeypatch.setattr(imagenet, "training_batches", broken)
-    monkeypatch.setattr(imagenet, "validation_batches", broken)
+    monkeypatch.setattr(feed, "training_batches", broken)
+    monkeypatch.setattr(feed, "validation_batches", broken)
     data = train.load_data(TINY)
     program, state = train.build(TINY, data)
     trainee = train.one_streamed_network(TINY, data, program)
