@@ -17,24 +17,25 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
 
+from experiments import PRESETS, Experiment
 from runs import read_result, write_json
 
 PINNED = hasattr(os, "sched_setaffinity")  # XLA on one core each is faster than two on two
 BOP = {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)}
 LAYERWISE = {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1.0, 0.3)}
 SECOND_ORDER = {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-2, 1e-3)}
-SGD = {"latent_learning_rate": (10.0, 1.0, 0.1), "momentum": (0.9, 0.99)}
+SGD = {"latent_learning_rate": (10.0, 1.0, 0.1, 0.01), "momentum": (0.9, 0.99)}
 ADAM = {"latent_learning_rate": (1e-2, 1e-3, 1e-4), "b1": (0.9, 0.99)}
 METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-bop-small": BOP,
     "cifar10-adam-small": ADAM | {"latent_learning_rate": (0.1, 1e-2, 1e-3, 1e-4)},
-    "cifar10-sgd-small": SGD | {"latent_learning_rate": (10.0, 1.0, 0.1, 0.01)},
+    "cifar10-sgd-small": SGD,
     "cifar10-bop-falling-threshold-small": BOP | {"gamma": (0.1, 1e-2, 1e-3, 1e-4)},
     "cifar10-bop-layerwise-small": LAYERWISE,
     "cifar10-bop-2nd-order-small": SECOND_ORDER,
@@ -172,10 +173,13 @@ def check(comparison: Comparison, common: list[str]) -> None:
     if not comparison.seeds or len(set(comparison.seeds)) < len(comparison.seeds):
         raise ValueError(f"--seeds must be different, at least one: {comparison.seeds}")
     names = {name for grid in METHODS.values() for name in grid}
-    names |= {"seed", "held_out", "optimizer", "run_dir", "resume"}
+    names |= {"seed", "held_out", "run_dir", "resume"}
+    configs = [PRESETS[preset][1] for preset in METHODS]
+    names |= {f.name for f in fields(Experiment) if len({getattr(c, f.name) for c in configs}) > 1}
     given = {argument.split("=")[0].strip("-").replace("-", "_") for argument in common}
     if names & given:
-        raise ValueError(f"the comparison itself sets --{', --'.join(sorted(names & given))}")
+        taken = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names & given))
+        raise ValueError(f"the comparison itself sets {taken}")
     ours = {"methods": METHODS, "held_out": comparison.held_out, "train.py": common}
     ours = json.loads(json.dumps(ours | {"search_seed": comparison.search_seed}))
     path = comparison.folder / "comparison.json"

@@ -132,16 +132,18 @@ class Experiment:
             _require(0 < getattr(self, name) <= 1, self, name, "in (0, 1]")
         for name in ("gamma_end", "sigma_end"):
             _require(0 <= (getattr(self, name) or 0) <= 1, self, name, "in [0, 1]")
-        for name in ("threshold_end", "learning_rate_end", "latent_learning_rate_end"):
+        for name in ("threshold_end", "learning_rate_end", "latent_learning_rate_end", "l2"):
             value = getattr(self, name) or 0
             _require(0 <= value < float("inf"), self, name, "at least 0 and finite")
         for name in ("momentum", "b1"):
             _require(0 <= getattr(self, name) < 1, self, name, "in [0, 1)")
-        for name in ("latent_limit", "latent_scale", "latent_learning_rate"):
-            _require(getattr(self, name) > 0, self, name, "above 0")
+        for name in ("learning_rate", "latent_learning_rate", "latent_scale"):
+            _require(0 < getattr(self, name) < float("inf"), self, name, "above 0 and finite")
+        _require(self.latent_limit > 0, self, "latent_limit", "above 0")
         _require(self.threshold >= 0, self, "threshold", "at least 0")
-        _require(0 < self.learning_rate < float("inf"), self, "learning_rate", "above 0")
-        for name in ("pad", "held_out", "l2", "workers"):
+        if self.threshold_end is not None:
+            _require(self.threshold < float("inf"), self, "threshold", "finite, to change")
+        for name in ("pad", "held_out", "workers"):
             _require((getattr(self, name) or 0) >= 0, self, name, "at least 0")
         streamed = self.dataset == "imagenet2012"
         _require(not (streamed and self.held_out), self, "held_out", "0 with imagenet2012")
@@ -270,7 +272,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         replace(IMAGENET_BOP, dataset="cifar10", epochs=30, batch_size=100, pad=4),
     ),
     "cifar10-bop-small": (
-        "Section 5.2 at width 16 for 6 epochs, γ and τ by compare.py: five minutes on a CPU core.",
+        "Section 5.2 at width 16 for 6 epochs, γ and τ by compare.py: six minutes on a CPU core.",
         SMALL_BOP,
     ),
     "cifar10-adam-small": (
@@ -291,7 +293,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     ),
     "cifar10-sgd-falling-rate-small": (
         "At the same small scale, SGD with momentum, its rate falling linearly to 0.",
-        replace(CIFAR10_SGD, **SMALL, latent_learning_rate=1.0, latent_learning_rate_end=0.0),
+        replace(CIFAR10_SGD, **SMALL, latent_learning_rate=0.1, latent_learning_rate_end=0.0),
     ),
     "cifar10-bop-falling-gamma-and-threshold-small": (
         "At the same small scale, Bop with γ falling linearly to 0 and τ to 1e-8.",

@@ -122,7 +122,10 @@ def search_table(results: dict[str, list[Result]]) -> str:
     """A row a method: its best point, and how the others did."""
     rows = []
     for preset, points in results.items():
-        searched = METHODS[preset]
+        searched = METHODS.get(preset, {})
+        for point in points:
+            if not searched or any(getattr(point.config, k) not in v for k, v in searched.items()):
+                raise ValueError(f"{point.path} is of no point that compare.py searches")
         check_alike(points, ("seed", *searched))
         best, *others = sorted(points, key=lambda point: -point.accuracy)
         rows.append(
@@ -174,7 +177,7 @@ def benchmark_table(
     for path in sorted(folder.glob("*.json")):
         try:
             of_all += rows(json.loads(path.read_text()))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except Exception as error:  # whatever is wrong with it, say with which
             raise ValueError(f"{path} is not what its benchmark writes ({error!r})") from error
     return markdown(columns, of_all)
 

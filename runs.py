@@ -3,6 +3,7 @@
 import fcntl
 import itertools
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -218,7 +219,8 @@ def read_result(path: Path) -> tuple[Experiment, dict[str, Any]]:
     try:
         record = json.loads(path.read_text())
         found, preset, saved = record.get("format", FORMAT), record["preset"], record["config"]
-        _ = record["device"]["kind"], float(record["result"]["seconds"]), saved.keys()
+        _ = record["device"]["kind"], record["device"]["count"], saved.keys()
+        _check_number(record["result"]["seconds"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
     if found != FORMAT or preset not in list(PRESETS):
@@ -233,14 +235,20 @@ def read_result(path: Path) -> tuple[Experiment, dict[str, Any]]:
         raise ValueError(f"{path} is of another version: {error}") from error
     accuracy = config.accuracy
     try:
-        _ = float(record["result"][accuracy])
+        _check_number(record["result"][accuracy])
         if "latent_weights" not in record:
             _ = record["metrics"][-1]
         for m in record.get("metrics", []):
-            _ = m["epoch"] + m["train_accuracy"] + m[accuracy] + m["log_flip_ratio"]["all"]
+            for value in (m["epoch"], m["train_accuracy"], m[accuracy], m["log_flip_ratio"]["all"]):
+                _check_number(value)
     except (LookupError, TypeError) as error:
         raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
     return config, record
+
+
+def _check_number(value: Any) -> None:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is not a finite number")
 
 
 # ---- Weights ----------------------------------------------------------------------------------

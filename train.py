@@ -62,7 +62,7 @@ def load_data(config: Experiment) -> Any:
 
 def load_in_memory(config: Experiment) -> datasets.Dataset:
     if config.dataset == "imagenet2012":
-        raise ValueError("this needs images in memory: not a run on imagenet2012")
+        raise ValueError("imagenet2012 does not fit into memory: train.py alone streams it")
     data = datasets.load(config.dataset, config.data_dir)
     return datasets.hold_out(data, config.held_out) if config.held_out else data
 

@@ -45,8 +45,9 @@ def bop_layerwise(
     however small its gradients are: it is :math:`\gamma` that calms training down. The RMS is
     rounded, so that where all averages of a layer are equal, at τ = 1, it may turn the tie.
 
-    **NaN and infinite gradients** make the layer's RMS NaN, and no weight of it flips again: where
-    they may come, `optax.apply_if_finite(bop_layerwise(...), max_consecutive_errors)`.
+    **NaN and infinite gradients.** One NaN makes the layer's RMS NaN, and no weight of it flips
+    again; an infinite one makes it so large that hardly any does. Where they may come,
+    `optax.apply_if_finite(bop_layerwise(...), max_consecutive_errors)`.
 
     Args:
         gamma: :math:`\gamma` in (0, 1], the adaptivity rate, as in `bop`.
@@ -92,10 +93,12 @@ def bop_layerwise(
 
 
 def rms(m: jax.Array) -> jax.Array:
-    """Root mean square, of numbers whose squares float32 could not hold too."""
-    largest = jnp.max(jnp.abs(m), initial=0)
-    scale = jnp.where(largest > 0, largest, 1)
-    return largest * jnp.sqrt(jnp.mean(jnp.square(m / scale)))
+    """Root mean square, also of numbers whose squares the dtype could not hold."""
+    limits = jnp.finfo(m.dtype)
+    # Within these bounds neither 1 / scale nor the square of m / scale leaves the dtype's range.
+    least, most = float(limits.tiny) ** 0.75, float(limits.max) ** 0.75
+    scale = jnp.clip(jnp.max(jnp.abs(m), initial=0), least, most)
+    return scale * jnp.sqrt(jnp.mean(jnp.square(m / scale)))
 
 
 class Bop2ndOrderState(NamedTuple):

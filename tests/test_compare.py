@@ -36,8 +36,8 @@ def test_every_method_has_a_grid_of_two_of_its_own_fields():
             for value in values:
                 dataclasses.replace(PRESETS[preset][1], **{name: value}).check()
         sizes[preset] = [len(values) for values in grid.values()]
-    widened = ("adam", "sgd", "bop-falling-threshold", "bop-2nd-order-falling-gamma")
-    widened = {f"cifar10-{method}-small" for method in widened}
+    widened = ("adam", "sgd", "sgd-falling-rate", "bop-falling-threshold")
+    widened = {f"cifar10-{m}-small" for m in (*widened, "bop-2nd-order-falling-gamma")}
     assert sizes == {preset: [4 if preset in widened else 3, 2] for preset in METHODS}
 
 
@@ -87,6 +87,7 @@ def test_a_comparison_from_search_to_seeds(tmp_path, monkeypatch, capsys):
         (["--held-out=0"], "--held-out and --jobs must be at least 1"),
         (["--seeds", "1", "1"], "--seeds must be different"),
         (["--gamma=1e-3", "--seed", "7"], "the comparison itself sets --gamma, --seed"),
+        (["--gamma-end=0", "--decay=1"], "the comparison itself sets --decay, --gamma-end"),
     ],
 )
 def test_bad_comparisons(options, message, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_runs_that_cannot_be_evaluated(tmp_path, monkeypatch):
     last, accuracy = record["metrics"][-1], {"validation_accuracy": 0.5}
     record |= {"metrics": [last | accuracy], "result": record["result"] | accuracy}
     (tmp_path / "result.json").write_text(json.dumps(record))
-    with pytest.raises(SystemExit, match="needs images in memory: not a run on imagenet2012"):
+    with pytest.raises(SystemExit, match="imagenet2012 does not fit into memory"):
         main(monkeypatch, tmp_path)
     with pytest.raises(SystemExit, match=r"latent_weights.py: .*No such file"):
         main(monkeypatch, tmp_path / "none")

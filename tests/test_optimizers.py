@@ -31,11 +31,12 @@ def updated(config: Experiment, step: int, steps_per_epoch: int = 10):
     return updates, state.inner_states["binary"].inner_state
 
 
+@pytest.mark.parametrize("optimizer", ["bop", "bop_layerwise", "bop_2nd_order", "cema"])
 @pytest.mark.parametrize(("step", "gamma"), [(0, 0.5), (20, 0.375), (40, 0.25), (99, 0.25)])
-def test_gamma_falls_linearly_to_its_end(step, gamma):
-    config = Experiment(gamma=0.5, gamma_end=0.25, **EPOCHS)
+def test_gamma_falls_linearly_to_its_end(optimizer, step, gamma):
+    config = Experiment(optimizer=optimizer, gamma=0.5, gamma_end=0.25, **EPOCHS)
     _, state = updated(config, step)
-    assert isinstance(state, BopState)
+    assert isinstance(state, BopState | Bop2ndOrderState | CemaState)
     np.testing.assert_allclose(state.ema["kernel"], gamma, rtol=1e-6)
 
 
@@ -74,13 +75,24 @@ def test_adams_rate_falls_linearly_to_its_end():
         np.testing.assert_allclose(updates["bias"], -rate, rtol=1e-4)
 
 
-def test_the_latent_rate_falls_linearly_to_its_end():
-    """SGD steps by its rate times the gradient; all others' rates are left as they were."""
-    ends = {"latent_learning_rate": 0.5, "latent_learning_rate_end": 0.25}
-    config = Experiment(optimizer="sgd", glorot_scaling=False, latent_limit=9.0, **ends, **EPOCHS)
-    for step, rate in ((0, 0.5), (20, 0.375), (40, 0.25), (99, 0.25)):
-        updates, _ = updated(config, step)
-        np.testing.assert_allclose(updates["kernel"], -rate, rtol=1e-5)
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [
+        ({"latent_learning_rate_end": 0.25}, optax.linear_schedule(0.5, 0.25, 40)),
+        ({"decay": 0.5}, optax.exponential_decay(0.5, 10, 0.5, staircase=True)),
+    ],
+    ids=["linear", "stairs"],
+)
+def test_the_schedules_of_the_latent_rate_are_optax(name, options, schedule):
+    """Of gradients that are always 1, Adam and SGD make steps of their rate."""
+    options |= {"glorot_scaling": False, "latent_limit": 9.0}
+    config = Experiment(optimizer=name, latent_learning_rate=0.5, **options, **EPOCHS)
+    optimizer = make_optimizer(config, LABELS, 10)
+    state, grads = optimizer.init(PARAMS), jax.tree.map(jnp.ones_like, PARAMS)
+    for step in range(45):
+        updates, state = optimizer.update(grads, state, PARAMS)
+        np.testing.assert_allclose(updates["kernel"], -schedule(step), rtol=1e-4)
 
 
 def test_the_penalty_is_of_real_kernels_alone():
@@ -127,7 +139,14 @@ def test_epochs_can_not_be_added_where_a_schedule_ends_with_them():
         ({"threshold_end": -1e-9}, "--threshold-end must be at least 0"),
         ({"learning_rate_end": float("inf")}, "--learning-rate-end must be at least 0 and finite"),
         ({"latent_learning_rate_end": -1.0}, "--latent-learning-rate-end must be at least 0"),
+        ({"latent_learning_rate": float("inf")}, "--latent-learning-rate must be above 0 and fin"),
+        ({"latent_scale": float("inf")}, "--latent-scale must be above 0 and finite, got inf"),
+        (
+            {"threshold": float("inf"), "threshold_end": 0.0},
+            "--threshold must be finite, to change",
+        ),
         ({"l2": -1.0}, "--l2 must be at least 0"),
+        ({"l2": float("inf")}, "--l2 must be at least 0 and finite, got inf"),
         ({"workers": -1}, "--workers must be at least 0, got -1"),
         ({"dataset": "imagenet2012", "held_out": 5}, "--held-out must be 0 with imagenet2012"),
     ],
@@ -137,9 +156,9 @@ def test_fields_out_of_range(change, message):
         dataclasses.replace(Experiment(), **change).check()
 
 
-def test_the_schedules_of_gamma_are_optax():
-    """Staircase and linear, against Optax's own, over the steps of a run."""
-    stairs = Experiment(gamma=0.5, decay=0.5, **EPOCHS)
+@pytest.mark.parametrize("optimizer", ["bop", "bop_layerwise", "bop_2nd_order", "cema"])
+def test_the_stairs_of_gamma_are_optax(optimizer):
+    stairs = Experiment(optimizer=optimizer, gamma=0.5, decay=0.5, **EPOCHS)
     schedule = optax.exponential_decay(0.5, 10, 0.5, staircase=True)
     for step in (0, 9, 10, 39):
         _, state = updated(stairs, step)

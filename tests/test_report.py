@@ -5,9 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import report
+from figures import over_runs
 from runs import read_result
 
 ROOT = Path(__file__).parents[1]
@@ -47,14 +49,31 @@ def test_tables_by_hand(tmp_path):
     assert "| 92.00 ± 2.83 % | 2 | 30 | 10 | 1 × cpu |" in table
 
     search = tmp_path / "search" / "ours"
-    for gamma, accuracy in ((1e-2, 0.5), (1e-4, 0.75), (1e-5, 0.625)):
+    for gamma, accuracy in ((1e-2, 0.5), (1e-4, 0.75), (1e-3, 0.625)):
         change = {"gamma": gamma, "held_out": 100, "flip": True}
         written(search / f"{gamma}.json", change, validation_accuracy=accuracy)
     row = report.search_table({"cifar10-bop-small": report.load_results(search.parent)["ours"]})
     assert row.splitlines()[-1] == (
         "| `cifar10-bop-small` | gamma, threshold | 0.0001, 1e-07 | 75.00 % "
-        "| 3 of 6 | 62.5 (1e-05, 1e-07), 50.0 (0.01, 1e-07) |"
+        "| 3 of 6 | 62.5 (0.001, 1e-07), 50.0 (0.01, 1e-07) |"
     )
+
+
+@pytest.mark.parametrize("points", [{"gamma": 0.5}, {"threshold": 1e-3}])
+def test_points_off_the_grid_are_named(points, tmp_path):
+    written(tmp_path / "ours/0.json", {"held_out": 100} | points, validation_accuracy=0.5)
+    results = report.load_results(tmp_path)["ours"]
+    for preset in ("cifar10-bop-small", "cifar10-bop"):
+        with pytest.raises(ValueError, match=r"0.json is of no point that compare.py searches"):
+            report.search_table({preset: results})
+
+
+def test_means_and_spreads_over_runs():
+    runs = [[{"x": 1.0}, {"x": 5.0}], [{"x": 3.0}, {"x": 5.0}]]
+    mean, spread = over_runs(runs, lambda m: m["x"])
+    np.testing.assert_allclose(mean, [2, 5])
+    np.testing.assert_allclose(spread, [2**0.5, 0])  # of a sample, as the tables'
+    np.testing.assert_array_equal(over_runs(runs[:1], lambda m: m["x"])[1], [0, 0])
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"preset": "digits-bop", "config": {}}'])
@@ -76,6 +95,16 @@ def test_malformed_results(text, tmp_path):
 def test_results_of_another_version(change, message, tmp_path):
     (tmp_path / "seed0.json").write_text(json.dumps(json.loads(SEED.read_text()) | change))
     with pytest.raises(ValueError, match=message):
+        read_result(tmp_path / "seed0.json")
+
+
+@pytest.mark.parametrize("value", [float("nan"), "0.9", None])
+@pytest.mark.parametrize("name", ["seconds", "test_accuracy"])
+def test_results_that_are_no_numbers(name, value, tmp_path):
+    record = json.loads(SEED.read_text())
+    record["result"][name] = value
+    (tmp_path / "seed0.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"not the result.json of a run .*not a finite number"):
         read_result(tmp_path / "seed0.json")
 
 
@@ -115,7 +144,10 @@ def test_the_readme_shows_figures_that_are_there():
         assert (ROOT / image).is_file(), image
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"bytes": {"a net": 3}}'])
+ZEROS = '{"one_core": {"read": [0.0], "decode": [0.0], "decode_crop": [0.0]}}'
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"bytes": {"a net": 3}}', ZEROS, "[" * 10**5])
 @pytest.mark.parametrize("benchmark", ["memory", "pipeline"])
 def test_malformed_benchmarks(benchmark, text, tmp_path):
     shutil.copytree(SEED.parent, tmp_path / "digits-bop")

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from bop_optax import bop, bop_2nd_order, bop_layerwise, cema
+from bop_optax._variants import rms
 
 inf, nan = float("inf"), float("nan")
 rng = np.random.default_rng(0)
@@ -205,7 +206,7 @@ def test_a_layer_is_judged_by_itself():
     np.testing.assert_array_equal(together["strong"], alone)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e30, 1e38])
 def test_an_rms_whose_squares_overflow_or_vanish(scale):
     alone, _ = run(bop_layerwise(0.5, 1.0), WEIGHTS[:8], np.float32([[3, 1, -1, 1, 0, 2, -2, 1]]))
     far, _ = run(
@@ -213,6 +214,33 @@ def test_an_rms_whose_squares_overflow_or_vanish(scale):
     )
     np.testing.assert_array_equal(alone, far)
     assert np.any(alone != WEIGHTS[:8])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_rms_of_what_its_dtype_holds(dtype):
+    limits = jnp.finfo(dtype)
+    for largest in (4 * float(limits.tiny), 1.0, float(limits.max)):
+        m = jnp.asarray(largest * np.float64([1, -0.5, 0.25, 0]), dtype)
+        expected = np.sqrt(np.mean(np.square(np.float64(m))))
+        for value in (rms(m), jax.jit(rms)(m)):
+            assert value.dtype == dtype
+            np.testing.assert_allclose(np.float64(value), expected, rtol=2 * float(limits.eps))
+    assert rms(jnp.zeros(3, dtype)) == 0
+
+
+def test_an_infinite_gradient_stills_the_rest_of_its_layer():
+    grads = GRADS[:60].copy()
+    grads[20, 0] = inf
+    history, clean = (run(bop_layerwise(0.1, 1.0), WEIGHTS, g)[0] for g in (grads, GRADS[:60]))
+    np.testing.assert_array_equal(history[:20], clean[:20])
+    assert np.all(history[20:, 1:] == history[19, 1:])
+    assert flips(clean[19], clean[20:]) > 100
+
+
+def test_what_keeps_the_second_moment_from_zero_stills_the_weakest():
+    """Their signals are g / (g + 1e-10): 0.5 and 0.91."""
+    w, grads = np.ones(2, np.float32), np.float32([[1e-10, 1e-9]])
+    np.testing.assert_array_equal(run(bop_2nd_order(1.0, 0.6, 1.0), w, grads)[0][0], [1, -1])
 
 
 def test_the_second_moment_frees_weak_but_consistent_weights():
