@@ -194,3 +194,9 @@ def test_seeds_alone_are_a_sweep_of_any_optimizer():
 def test_bad_sweeps(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change).lanes()
+
+
+def test_images_that_stream_are_not_swept(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "imagenet-birealnet-bop"])
+    with pytest.raises(SystemExit, match=r"sweep.py: imagenet2012 does not fit into memory"):
+        sweeps.main()
