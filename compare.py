@@ -39,13 +39,14 @@ METHODS: dict[str, dict[str, tuple[float, ...]]] = {
     "cifar10-bop-falling-threshold-small": BOP | {"gamma": (0.1, 1e-2, 1e-3, 1e-4)},
     "cifar10-bop-layerwise-small": LAYERWISE,
     "cifar10-bop-2nd-order-small": SECOND_ORDER,
-    "cifar10-cema-small": {"alpha": (1e-2, 1e-3, 1e-4), "gamma": (1e-1, 1e-2)},
+    # The same with a linear schedule, as CEMA's.
     "cifar10-bop-falling-gamma-small": BOP,
     "cifar10-adam-falling-rate-small": ADAM,
     "cifar10-sgd-falling-rate-small": SGD,
     "cifar10-bop-falling-gamma-and-threshold-small": BOP,
-    "cifar10-bop-2nd-order-falling-gamma-small": SECOND_ORDER | {"gamma": (1e-2, 1e-3, 1e-4, 1e-5)},
     "cifar10-bop-layerwise-falling-gamma-small": LAYERWISE,
+    "cifar10-bop-2nd-order-falling-gamma-small": SECOND_ORDER | {"gamma": (1e-2, 1e-3, 1e-4, 1e-5)},
+    "cifar10-cema-small": {"alpha": (1e-2, 1e-3, 1e-4), "gamma": (1e-1, 1e-2)},
 }
 """For each preset, the values of its two hyperparameters: 3 × 2, and one more of the first where
 the best of the three was at an end."""

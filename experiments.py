@@ -117,6 +117,12 @@ class Experiment:
         return f"{self.evaluated_on}_top5"
 
     @property
+    def linear(self) -> bool:
+        """Whether what sets the pace of flips, γ, α or the latent rate, falls linearly."""
+        end = self.latent_learning_rate_end if self.latent else self.gamma_end
+        return self.optimizer == "cema" or end is not None
+
+    @property
     def falls_until_the_end(self) -> bool:
         """Whether a hyperparameter's schedule depends on the number of epochs."""
         ends = [field.name for field in fields(self) if field.name.endswith("_end")]

@@ -1,6 +1,7 @@
 """Figures, drawn from the metrics that runs write."""
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,25 +138,32 @@ def plot_comparison(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], p
     figure.savefig(path, dpi=150)
 
 
-def plot_flips(methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]], path: Path) -> None:
+def plot_flips(
+    methods: Mapping[str, Sequence[Sequence[dict[str, Any]]]],
+    path: Path,
+    dashed: Collection[str] = (),
+) -> None:
     """Draws π_t by epoch of methods beside each other: of all binary weights, of the last layer.
 
     Args:
         methods: for each method's name, the records by epoch of each of its runs, whose mean and
             standard deviation are drawn.
         path: the PNG to write.
+        dashed: the names whose curves are dashed, in the colours of the others, one by one.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for i, (name, runs) in enumerate(methods.items()):
-        epochs = [m["epoch"] for m in runs[0]]
-        style = {"color": f"C{i}", "ls": "-" if i < 10 else "--", "marker": "o", "ms": 3}
+    colors = {False: itertools.count(), True: itertools.count()}
+    for name, runs in methods.items():
+        epochs, dash = [m["epoch"] for m in runs[0]], name in dashed
+        color = f"C{next(colors[dash])}"
+        style = {"color": color, "ls": "--" if dash else "-", "marker": "o", "ms": 3}
         for axes, layer in zip(panels, ("all", layers(runs[0])[-1]), strict=True):
             mean, spread = over_runs(runs, lambda m, k=layer: m["log_flip_ratio"][k])
             axes.plot(epochs, mean, label=name, **style)
-            axes.fill_between(epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.2, lw=0)
+            axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, lw=0)
     for axes, title in zip(panels, ("all binary weights", "the last layer"), strict=True):
         axes.set_title(title)
         axes.set_xlabel("epoch")

@@ -81,6 +81,7 @@ def tables(folder: Path) -> dict[str, str]:
     return {
         "runs": runs_table(runs),
         "search": search_table(load_results(folder / "search")),
+        "comparison": comparison_table([runs[name] for name in METHODS if name in runs]),
         "latent weights": latent_table(load_results(folder / "latent_weights")),
         "memory": benchmark_table(folder / "benchmarks/memory", MEMORY, memory_rows),
         "pipeline": benchmark_table(folder / "benchmarks/pipeline", PIPELINE, pipeline_rows),
@@ -147,6 +148,20 @@ def search_table(results: dict[str, list[Result]]) -> str:
         "other points",
     )
     return markdown(columns, rows)
+
+
+def comparison_table(methods: Iterable[Sequence[Result]]) -> str:
+    """A row a method: test accuracy by how its γ, α or learning rate falls."""
+    rows: dict[str, dict[bool, str]] = {}
+    for runs in methods:
+        config = runs[0].config
+        end = config.threshold_end
+        name = f"`{config.optimizer}`" + ("" if end is None else f", τ falling to {end:g}")
+        rows.setdefault(name, {})[config.linear] = mean([run.accuracy for run in runs])
+    cells = [
+        (name, *(row.get(linear, "") for linear in (False, True))) for name, row in rows.items()
+    ]
+    return markdown(("method", "rate × 0.1 in steps", "rate falling linearly to 0"), cells)
 
 
 def values(config: Experiment, names: Iterable[str]) -> str:
@@ -260,7 +275,8 @@ def draw(folder: Path, into: Path) -> None:
             plot_comparison(curves, into / f"figure2{suffix}.png")
     curves = {n: [r.record["metrics"] for r in results[n]] for n in METHODS if n in results}
     if curves:
-        plot_flips(curves, into / "flips-small.png")
+        linear = [n for n in curves if results[n][0].config.linear]
+        plot_flips(curves, into / "flips-small.png", dashed=linear)
 
 
 def main(results: Path = ROOT / "results", readme: Path = ROOT / "README.md") -> None:

@@ -59,6 +59,25 @@ def test_tables_by_hand(tmp_path):
     )
 
 
+def test_the_comparison_by_hand(tmp_path):
+    changes = {
+        "steps": {},
+        "linear": {"gamma_end": 0.0},
+        "cema": {"optimizer": "cema"},
+        "both": {"gamma_end": 0.0, "threshold_end": 1e-8},
+    }
+    for number, (name, change) in enumerate(changes.items()):
+        for seed in (0, 1):
+            accuracy = {"test_accuracy": 0.1 * number + 0.02 * seed}
+            written(tmp_path / f"{name}/{seed}.json", {"seed": seed} | change, **accuracy)
+    table = report.comparison_table(report.load_results(tmp_path)[name] for name in changes)
+    assert table.splitlines()[2:] == [
+        "| `bop` | 1.00 ± 1.41 % | 11.00 ± 1.41 % |",
+        "| `cema` |  | 21.00 ± 1.41 % |",
+        "| `bop`, τ falling to 1e-08 |  | 31.00 ± 1.41 % |",
+    ]
+
+
 @pytest.mark.parametrize("points", [{"gamma": 0.5}, {"threshold": 1e-3}])
 def test_points_off_the_grid_are_named(points, tmp_path):
     written(tmp_path / "ours/0.json", {"held_out": 100} | points, validation_accuracy=0.5)
@@ -164,7 +183,7 @@ def test_a_readme_without_the_place_of_a_table():
 
 
 def test_figures_are_drawn(tmp_path):
-    for name in ("cifar10-bop-small", "cifar10-sgd-small"):
+    for name in ("cifar10-bop-small", "cifar10-sgd-small", "cifar10-bop-falling-gamma-small"):
         shutil.copytree(SEED.parent, tmp_path / name)
     for gamma in (1e-3, 1e-4):
         record = json.loads(SEED.read_text())
