@@ -1,6 +1,6 @@
 """Bop, its variants and latent weights on CIFAR-10, each at the best of its two hyperparameters.
 
-    python compare.py --data-dir DIR    # about six hours on two cores; once stopped, it goes on
+    python compare.py --data-dir DIR    # about seven hours on two cores; once stopped, it goes on
 
 All methods train the same network on the same images for the same epochs. First a grid over each
 method's two hyperparameters is judged on training images that are held out. Then the best point

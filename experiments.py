@@ -278,7 +278,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         replace(IMAGENET_BOP, dataset="cifar10", epochs=30, batch_size=100, pad=4),
     ),
     "cifar10-bop-small": (
-        "Section 5.2 at width 16 for 6 epochs, γ and τ by compare.py: six minutes on a CPU core.",
+        "Section 5.2 at width 16 for 6 epochs, γ and τ by compare.py: seven minutes on a CPU core.",
         SMALL_BOP,
     ),
     "cifar10-adam-small": (
@@ -314,7 +314,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         replace(SMALL_BOP_LAYERWISE, gamma_end=0.0),
     ),
     "cifar10-bop-falling-threshold-small": (
-        "Section 6 at the same small scale: Bop with τ falling to 1e-8, and γ as before.",
+        "Section 6 at the same small scale: Bop with τ falling to 1e-8, γ in steps.",
         replace(SMALL_BOP, gamma=1e-2, threshold=1e-6, threshold_end=1e-8),
     ),
     "cifar10-bop-layerwise-small": (

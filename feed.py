@@ -90,8 +90,10 @@ def training_batches(
         "label", int32, (batch_size / hosts,). Iterate it through `Feed`, or close its iterator.
 
     Raises:
-        ValueError: for a batch that is larger than the data or that the hosts cannot share.
-        OSError: where shared memory is too small for the workers.
+        ValueError: for a batch that is larger than the data or that the hosts cannot share, and for
+            a negative `first_step`.
+        OSError: where shared memory is too small for the workers; while iterating, for a record
+            that is damaged.
         BadImage: while iterating, naming the record and the file.
 
     Example:
@@ -121,8 +123,9 @@ def validation_batches(
 ) -> grain.IterDataset[Batch]:
     """Each image's centre exactly once; black images that do not count fill up the last batch.
 
-    All hosts get equally many batches. Arguments and errors are those of `training_batches`; an
-    image that `bad_images` leaves out is black and does not count.
+    All hosts get equally many batches. Arguments and errors are those of `training_batches`, but a
+    batch may be larger than the data; an image that `bad_images` leaves out is black and does not
+    count.
 
     Returns:
         An iterable of dictionaries as of `training_batches`, with "counted", bool,
@@ -288,6 +291,7 @@ class Feed(Iterator[Any]):
     Raises:
         BadImage, OSError: while iterating, what the workers, or `put`, raised.
         RuntimeError: while iterating, where a worker was killed.
+        ValueError: while iterating, once it is closed.
 
     Example:
         >>> import grain

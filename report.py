@@ -157,7 +157,10 @@ def comparison_table(methods: Iterable[Sequence[Result]]) -> str:
         config = runs[0].config
         end = config.threshold_end
         name = f"`{config.optimizer}`" + ("" if end is None else f", τ falling to {end:g}")
-        rows.setdefault(name, {})[config.linear] = mean([run.accuracy for run in runs])
+        row = rows.setdefault(name, {})
+        if config.linear in row:
+            raise ValueError(f"{runs[0].path} has the place of another method: {name}")
+        row[config.linear] = mean([run.accuracy for run in runs])
     cells = [
         (name, *(row.get(linear, "") for linear in (False, True))) for name, row in rows.items()
     ]

@@ -221,7 +221,7 @@ def read_result(path: Path) -> tuple[Experiment, dict[str, Any]]:
         found, preset, saved = record.get("format", FORMAT), record["preset"], record["config"]
         _ = record["device"]["kind"], record["device"]["count"], saved.keys()
         _check_number(record["result"]["seconds"])
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever is wrong with it, say with which
         raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
     if found != FORMAT or preset not in list(PRESETS):
         raise ValueError(
@@ -241,7 +241,7 @@ def read_result(path: Path) -> tuple[Experiment, dict[str, Any]]:
         for m in record.get("metrics", []):
             for value in (m["epoch"], m["train_accuracy"], m[accuracy], m["log_flip_ratio"]["all"]):
                 _check_number(value)
-    except (LookupError, TypeError) as error:
+    except Exception as error:
         raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
     return config, record
 

@@ -265,7 +265,9 @@ def one_streamed_network(config: Experiment, data: Any, program: Program) -> Tra
         except BadImage as error:
             hint = "" if bad else ": --bad-images skip leaves such images out"
             raise Stopped(f"{error}{hint}") from error
-        except (OSError, RuntimeError) as error:  # Grain's, where a worker was killed
+        except OSError as error:
+            raise Stopped(str(error)) from error
+        except RuntimeError as error:  # Grain's, where a worker was killed
             raise Stopped(f"The images' workers ended: {error}") from error
 
     def chunks(step: int) -> Generator[Any]:

@@ -4,8 +4,8 @@
     python benchmarks/memory.py --target h100     # without one: needs the extra cuda
     python benchmarks/memory.py --out FILE.json
 
-The numbers are XLA's own, for the kind of device that is here or for an NVIDIA H100. Where there is
-none, XLA cannot time kernels to choose among them: they may take more working memory there.
+The numbers are XLA's own, for the kind of device that is here or for an NVIDIA H100. Without the
+card XLA cannot time kernels to choose among them: the ones chosen on it may take more memory.
 """
 
 import json

@@ -42,8 +42,9 @@ def bop_layerwise(
             \text{ and } \operatorname{sign}(m) = \operatorname{sign}(w)
 
     A layer is one array of the parameters' tree. Each has weights above its own RMS at all times,
-    however small its gradients are: it is :math:`\gamma` that calms training down. The RMS is
-    rounded, so that where all averages of a layer are equal, at τ = 1, it may turn the tie.
+    however small its gradients are (down to 1e-37, where float32 ends): it is :math:`\gamma` that
+    calms training down. The RMS is rounded, so that where all averages of a layer are equal, at
+    τ = 1, it may turn the tie.
 
     **NaN and infinite gradients.** One NaN makes the layer's RMS NaN, and no weight of it flips
     again; an infinite one makes it so large that hardly any does. Where they may come,
@@ -96,8 +97,7 @@ def rms(m: jax.Array) -> jax.Array:
     """Root mean square, also of numbers whose squares the dtype could not hold."""
     limits = jnp.finfo(m.dtype)
     # Within these bounds neither 1 / scale nor the square of m / scale leaves the dtype's range.
-    least, most = float(limits.tiny) ** 0.75, float(limits.max) ** 0.75
-    scale = jnp.clip(jnp.max(jnp.abs(m), initial=0), least, most)
+    scale = jnp.clip(jnp.max(jnp.abs(m), initial=0), limits.tiny, float(limits.max) ** 0.75)
     return scale * jnp.sqrt(jnp.mean(jnp.square(m / scale)))
 
 

@@ -1,5 +1,6 @@
 """ImageNet's batches and their way to the device, of images made here."""
 
+import doctest
 import os
 import signal
 import subprocess
@@ -243,6 +244,11 @@ def numbers(n: int) -> grain.IterDataset:
 def test_a_feed_keeps_the_order():
     with Feed(numbers(50), lambda x: 10 * x, ahead=3) as feed:
         assert list(feed) == list(range(0, 500, 10))
+
+
+def test_the_feeds_example():
+    result = doctest.testmod(feed_module)
+    assert (result.failed, result.attempted > 0) == (0, True)
 
 
 def test_a_feed_works_ahead_and_no_further():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import report
 from figures import over_runs
@@ -95,7 +96,10 @@ def test_means_and_spreads_over_runs():
     np.testing.assert_array_equal(over_runs(runs[:1], lambda m: m["x"])[1], [0, 0])
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"preset": "digits-bop", "config": {}}'])
+MALFORMED = ["{", "{}", "[]", '{"preset": "digits-bop", "config": {}}', "[" * 10**5]
+
+
+@pytest.mark.parametrize("text", MALFORMED)
 def test_malformed_results(text, tmp_path):
     (tmp_path / "seed0.json").write_text(text)
     with pytest.raises(ValueError, match=r"seed0.json is not the result.json of a run"):
@@ -117,13 +121,13 @@ def test_results_of_another_version(change, message, tmp_path):
         read_result(tmp_path / "seed0.json")
 
 
-@pytest.mark.parametrize("value", [float("nan"), "0.9", None])
+@pytest.mark.parametrize("value", [float("nan"), "0.9", None, 10**400])
 @pytest.mark.parametrize("name", ["seconds", "test_accuracy"])
 def test_results_that_are_no_numbers(name, value, tmp_path):
     record = json.loads(SEED.read_text())
     record["result"][name] = value
     (tmp_path / "seed0.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"not the result.json of a run .*not a finite number"):
+    with pytest.raises(ValueError, match=r"not the result.json of a run \("):
         read_result(tmp_path / "seed0.json")
 
 
@@ -182,16 +186,36 @@ def test_a_readme_without_the_place_of_a_table():
         report.with_tables("# bop_optax", {"runs": ""})
 
 
-def test_figures_are_drawn(tmp_path):
-    for name in ("cifar10-bop-small", "cifar10-sgd-small", "cifar10-bop-falling-gamma-small"):
+def test_figures_are_drawn(tmp_path, monkeypatch):
+    """The curves of flips: a method's colour is the same in steps and with a linear γ, dashed."""
+    for name in ("cifar10-bop-small", "cifar10-sgd-small"):
         shutil.copytree(SEED.parent, tmp_path / name)
+    metrics = json.loads(SEED.read_text())["metrics"]
+    path = tmp_path / "cifar10-bop-falling-gamma-small" / "seed1.json"
+    written(path, {"gamma_end": 0.0}, test_accuracy=0.5)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": metrics}))
     for gamma in (1e-3, 1e-4):
         record = json.loads(SEED.read_text())
         record |= {"varied_at": {"gamma": 1e-3, "threshold": 1e-7}}
         record["config"] |= {"gamma": gamma, "threshold": 1e-7}
         (tmp_path / "sweep").mkdir(exist_ok=True)
         (tmp_path / "sweep" / f"{gamma}.json").write_text(json.dumps(record))
+    figures, save = {}, Figure.savefig
+
+    def savefig(figure, path, **options):
+        figures[path.stem] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     report.draw(tmp_path, tmp_path)
-    for name in ("figure1", "figure2-small"):
+    assert figures.keys() == {"figure1", "figure2-small", "flips-small"}
+    for name in figures:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tmp_path / "figure2.png").exists()
+    assert {
+        line.get_label(): (line.get_linestyle(), line.get_color())
+        for line in figures["flips-small"].axes[0].get_lines()
+    } == {
+        "cifar10-bop-small": ("-", "C0"),
+        "cifar10-sgd-small": ("-", "C1"),
+        "cifar10-bop-falling-gamma-small": ("--", "C0"),
+    }
