@@ -300,12 +300,14 @@ def test_a_closed_feed_leaves_no_thread():
 
 
 PROGRAM = """
+import faulthandler
 import sys
 from itertools import islice
 from feed import Feed, training_batches
 from tests.test_imagenet import make_records
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(100)  # what it does, where it does not end
     feed = Feed(training_batches(make_records(), 3, 0, image_size=16, workers=2))
     batch = next(feed)
     print("ready", flush=True)
@@ -320,27 +322,31 @@ def test_no_process_and_no_noise_is_left(tmp_path, end):
     """The program never closes its Feed."""
     (tmp_path / "program.py").write_text(PROGRAM)
     root = Path(__file__).parents[1]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, tmp_path / "program.py", end],
         env=os.environ | {"PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    assert process.stdout is not None
-    group = process.pid
-    try:
-        assert process.stdout.readline() == "ready\n"
-        if end == "interrupted":
-            os.killpg(group, signal.SIGINT)  # as a terminal does: to the workers, too
-        elif end == "killed":
-            process.kill()
-        _, errors = process.communicate(timeout=60)  # the workers hold the pipes open
-        assert running(group) == []
-    finally:
-        with suppress(ProcessLookupError):
+    ) as process:
+        assert process.stdout is not None
+        group = process.pid
+        try:
+            assert process.stdout.readline() == "ready\n"
+            if end == "interrupted":
+                os.killpg(group, signal.SIGINT)  # as a terminal does: to the workers, too
+            elif end == "killed":
+                process.kill()
+            # The workers hold the pipes open; Grain gives each 25 s to end before it kills it.
+            _, errors = process.communicate(timeout=120)
+            assert running(group) == []
+        except subprocess.TimeoutExpired:
             os.killpg(group, signal.SIGKILL)
+            pytest.fail(f"does not end:\n{process.communicate()[1]}")
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
     if end == "ends":
         assert (process.returncode, errors) == (0, "")
     elif end == "interrupted":
