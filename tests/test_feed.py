@@ -301,6 +301,7 @@ def test_a_closed_feed_leaves_no_thread():
 
 PROGRAM = """
 import faulthandler
+import signal
 import sys
 from itertools import islice
 from feed import Feed, training_batches
@@ -308,6 +309,7 @@ from tests.test_imagenet import make_records
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(100)  # what it does, where it does not end
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     feed = Feed(training_batches(make_records(), 3, 0, image_size=16, workers=2))
     batch = next(feed)
     print("ready", flush=True)
