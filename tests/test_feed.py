@@ -303,7 +303,6 @@ PROGRAM = """
 import faulthandler
 import signal
 import sys
-from itertools import islice
 from feed import Feed, training_batches
 from tests.test_imagenet import make_records
 
