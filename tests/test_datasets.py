@@ -13,6 +13,9 @@ import datasets
 REAL = Path(
     os.environ.get("TFDS_DATA_DIR") or Path(__file__).parents[2] / "shared/data/tensorflow_datasets"
 )
+needs_imagenet = pytest.mark.skipif(
+    not (REAL / "imagenet2012").is_dir(), reason=f"no prepared ImageNet in {REAL}"
+)
 NUMBERS = {"train": 12, "test": 5}
 
 

@@ -20,7 +20,7 @@ import feed as feed_module
 import imagenet
 from feed import BadImages, Feed, training_batches, validation_batches
 from imagenet import BadImage, Record
-from tests.test_datasets import REAL
+from tests.test_datasets import REAL, needs_imagenet
 from tests.test_imagenet import NUMBER, make_image, make_records
 
 SIZE = 16
@@ -307,7 +307,7 @@ from feed import Feed, training_batches
 from tests.test_imagenet import make_records
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(100)  # what it does, where it does not end
+    faulthandler.dump_traceback_later(50)  # what it does, where it does not end
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     feed = Feed(training_batches(make_records(), 3, 0, image_size=16, workers=2))
     batch = next(feed)
@@ -339,8 +339,7 @@ def test_no_process_and_no_noise_is_left(tmp_path, end):
                 os.killpg(group, signal.SIGINT)  # as a terminal does: to the workers, too
             elif end == "killed":
                 process.kill()
-            # The workers hold the pipes open; Grain gives each 25 s to end before it kills it.
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=60)  # the workers hold the pipes open
             assert running(group) == []
         except subprocess.TimeoutExpired:
             os.killpg(group, signal.SIGKILL)
@@ -375,7 +374,7 @@ def running(group: int) -> list[str]:
 # ---- The real sample ----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (REAL / "imagenet2012").exists(), reason=f"no prepared ImageNet in {REAL}")
+@needs_imagenet
 def test_batches_of_the_real_sample():
     data = imagenet.open_imagenet(REAL)
     (batch,) = islice(training_batches(data.train, 32, 0), 1)

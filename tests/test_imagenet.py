@@ -14,7 +14,7 @@ import datasets
 import imagenet
 from feed import Feed, training_batches
 from imagenet import BadImage, Record
-from tests.test_datasets import REAL
+from tests.test_datasets import REAL, needs_imagenet
 
 NUMBER = 23
 
@@ -322,7 +322,7 @@ def test_nothing_is_prepared_without_the_archives(tmp_path, monkeypatch, there, 
 # ---- The real sample ----------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (REAL / "imagenet2012").exists(), reason=f"no prepared ImageNet in {REAL}")
+@needs_imagenet
 def test_the_real_sample():
     data = imagenet.open_imagenet(REAL)
     assert len(data.train) >= 240

@@ -17,15 +17,10 @@ import feed
 import imagenet
 import train
 from experiments import PRESETS
-from tests.test_datasets import REAL
+from tests.test_datasets import REAL, needs_imagenet
 from tests.test_runs import assert_same_run, metrics, run, start
 
-pytestmark = [
-    pytest.mark.usefixtures("standard_promotion_throughout"),
-    pytest.mark.skipif(
-        not (REAL / "imagenet2012").is_dir(), reason=f"needs imagenet2012 in {REAL}"
-    ),
-]
+pytestmark = [pytest.mark.usefixtures("standard_promotion_throughout"), needs_imagenet]
 PRESET = "imagenet-birealnet-bop"
 TINY = dataclasses.replace(  # a network that compiles in a moment
     PRESETS["imagenet-alexnet-bop-released"][1],
