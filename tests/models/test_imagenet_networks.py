@@ -2,9 +2,7 @@
 it, what is binary, what learns, and one step of training at full size."""
 
 import doctest
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +12,6 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks.memory import step_memory
 from bop_optax import binarize, binary_labels, bop, ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, LatentParam
 from models import binary_alexnet, birealnet, xnornet
@@ -22,7 +19,6 @@ from models.binary_alexnet import BinaryAlexNet
 from models.birealnet import BiRealBlock, BiRealNet, mean_pool
 from models.xnornet import XNORNet
 
-ROOT = Path(__file__).parents[1]
 NETWORKS = [BiRealNet, BinaryAlexNet, XNORNet]
 
 
@@ -402,14 +398,3 @@ def test_a_step_of_the_authors_network(network):
     for before, after in zip(*binary, strict=True):
         np.testing.assert_array_equal(after, binarize(after))
         assert (before != after).mean() < 1
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("standard_promotion")
-def test_the_memory_of_a_step_is_that_of_the_state_and_more_for_each_image():
-    """The state is that of the record of batch 256; what is computed grows with the batch."""
-    record = json.loads((ROOT / "results/benchmarks/memory/cpu.json").read_text())
-    small, large = (step_memory("imagenet-alexnet-bop-released", batch) for batch in (1, 9))
-    assert small["state"] == large["state"] == record["bytes"]["Binary AlexNet"]["state"]
-    images = 8 * 224 * 224 * 3 * (1 + 4)  # as they come, and as float32
-    assert small["state"] < small["total"] < large["total"] - images
