@@ -1,14 +1,17 @@
-"""Training Binarized Neural Networks in JAX with Bop, an optimizer without latent weights.
+"""Binarized Neural Networks in JAX, trained by Bop: an optimizer without latent weights.
 
-`bop` is an Optax transform, and `bop_layerwise`, `bop_2nd_order` and `cema` are its variants;
-`binary_labels` tells which parameters are theirs, and quantizers and metrics go with them. The Flax
-NNX layers are in `bop_optax.layers`, which is not imported here: this module needs JAX and Optax
-alone.
+`bop` is an Optax transform. Its variants are `bop_layerwise`, `bop_2nd_order` and `cema`.
+`binary_labels` labels the binary parameters for `optax.partition`. Quantizers and metrics complete
+the package. It needs JAX and Optax alone. Three modules are imported separately:
+`bop_optax.layers` (Flax NNX), `bop_optax.linen` (Flax Linen), `bop_optax.latent` (the baseline
+with latent weights).
 """
 
 from bop_optax._bop import BopState, bop
+from bop_optax._bop_2nd_order import Bop2ndOrderState, bop_2nd_order
+from bop_optax._bop_layerwise import bop_layerwise
+from bop_optax._cema import CemaState, cema
 from bop_optax._labels import binary_labels
-from bop_optax._variants import Bop2ndOrderState, CemaState, bop_2nd_order, bop_layerwise, cema
 from bop_optax.metrics import flip_ratio, flips, log_flip_ratio
 from bop_optax.quantizers import approx_sign, binarize, ste_sign
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from bop_optax import bop, bop_2nd_order, bop_layerwise, cema
-from bop_optax._variants import rms
+from bop_optax._bop_layerwise import rms
 
 inf, nan = float("inf"), float("nan")
 rng = np.random.default_rng(0)

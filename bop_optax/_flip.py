@@ -1,0 +1,85 @@
+"""What Bop and its variants share: checks, hyperparameters, rounding, and the update of a flip."""
+
+import math
+from numbers import Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+
+def rounded(x: jax.Array) -> jax.Array:
+    """Rounds a product before it is added to something; changes no finite number.
+
+    Without this clip XLA computes m + γ(g − m) as a fused multiply-add, which rounds once. Larq and
+    NumPy round twice.
+    """
+    largest = jnp.finfo(x.dtype).max
+    return jnp.clip(x, -largest, largest)
+
+
+def flip_update(flip: jax.Array, w: ArrayLike) -> jax.Array:
+    """The update of a weight, in its own dtype: −2w if it flips, else 0."""
+    return jnp.where(flip, -2 * jnp.asarray(w), jnp.zeros_like(w))
+
+
+def value_at(value: ArrayLike | optax.Schedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """A hyperparameter at a step."""
+    return jnp.asarray(value(count) if callable(value) else value, dtype)
+
+
+def cast(tree: optax.Updates, dtype: DTypeLike) -> optax.Updates:
+    """Casts every array of a tree."""
+    return jax.tree.map(lambda x: jnp.astype(x, dtype), tree)
+
+
+def zero_averages(params: optax.Params, dtype: DTypeLike) -> optax.Updates:
+    """The moving averages before the first step; checks that the parameters can flip."""
+    jax.tree_util.tree_map_with_path(_check_parameter, params)
+    return jax.tree.map(lambda w: jnp.zeros_like(w, dtype=dtype), params)
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """The next step's number; the largest int32 stays as it is."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def check_hyperparameters(
+    ema_dtype: DTypeLike, threshold: ArrayLike | optax.Schedule = 0.0, **rates: Any
+) -> None:
+    """Raises ValueError for numbers out of range, arrays that are not scalars, integer dtypes."""
+    for name, rate in rates.items():
+        if isinstance(rate, Real) and not 0 < float(rate) <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {name}={rate!r}; for example 1e-4")
+    if isinstance(threshold, Real) and (math.isnan(float(threshold)) or float(threshold) < 0):
+        raise ValueError(f"threshold must be ≥ 0, got {threshold=}; bop's default is 1e-8")
+    for name, value in {"threshold": threshold, **rates}.items():
+        shape = () if callable(value) else jnp.shape(value)  # pyright: ignore[reportArgumentType]
+        if shape != ():
+            raise ValueError(
+                f"{name} must be a scalar, got shape {shape}; "
+                "to train with several values use jax.vmap"
+            )
+    if not jnp.issubdtype(ema_dtype, jnp.floating):
+        raise ValueError(f"ema_dtype must be a floating dtype, got {ema_dtype}; use jnp.float32")
+
+
+def check_params(params: optax.Params | None) -> None:
+    """Raises ValueError if `update` was called without the parameters."""
+    if params is None:
+        raise ValueError(
+            "a flip depends on the sign of its weight, but got params=None: "
+            "call update(grads, state, params)"
+        )
+
+
+def _check_parameter(path: jax.tree_util.KeyPath, w: ArrayLike) -> None:
+    dtype = jnp.result_type(w)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "the parameter"
+        raise TypeError(
+            f"bop flips real floating-point weights, but {name} is {dtype}: store ±1 as "
+            "float32 or bfloat16, or give this parameter another optimizer with optax.partition"
+        )
