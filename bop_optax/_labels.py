@@ -1,4 +1,4 @@
-"""Which parameters are binary: a tree of labels for `optax.partition`."""
+"""Labels of the binary parameters, as `optax.partition` takes them."""
 
 import sys
 from collections.abc import Callable
@@ -8,29 +8,32 @@ import jax
 
 
 def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = None) -> Any:
-    """Labels each parameter "binary" or "real", so that `optax.partition` gives Bop its weights.
+    """Labels each parameter "binary" or "real" for `optax.partition`.
 
-    Binary weights and the real parameters beside them (biases, BatchNorm) need different
-    optimizers. A parameter is binary by its type: `bop_optax.layers.BinaryParam` in Flax NNX,
-    `bop_optax.layers.BinaryBox` in Linen, or any other container whose class has
-    `is_binary = True`. Trees without such types are labelled by a rule on names and values.
+    Binary weights need Bop. Real parameters, such as biases and those of BatchNorm, need another
+    optimizer. By default the type of a parameter decides: it is binary if it is a
+    `bop_optax.layers.BinaryParam` (Flax NNX), a box made by `bop_optax.linen.with_binary` (Flax
+    Linen), or another container with the class attribute `is_binary = True`. For trees without such
+    types pass the rule `is_binary`.
 
-    Compute the labels once, from the parameters, and pass the tree itself to `optax.partition`: it
-    would call a label *function* on bare gradients, from which the types are gone.
+    Compute the labels once, from the parameters, and pass the tree of labels to `optax.partition`.
+    Do not pass this function: `optax.partition` would call it on bare gradients, which have lost
+    the types.
 
     Args:
-        params: any pytree of parameters; `nnx.state(model, nnx.Param)` or the `"params"` of a
-            Linen module, boxes and all. Only the structure and types are read.
-        is_binary: a rule `is_binary(path, leaf) -> bool` instead of the types. `path` is the
-            leaf's place in the tree, as in `"encoder/0/kernel"`; `leaf` is the array, or the NNX
-            Variable or Linen box that holds it.
+        params: any pytree of parameters, such as `nnx.state(model, nnx.Param)` or the `"params"` of
+            a Linen module with their boxes. The default reads types and structure only, so shapes
+            from `jax.eval_shape` suffice.
+        is_binary: a rule `is_binary(path, leaf) -> bool` that replaces the types. `path` is the
+            place of the leaf in the tree, such as `"encoder/0/kernel"`. `leaf` is the array, or the
+            NNX Variable or Linen box around it.
 
     Returns:
-        The tree of `params` with the string `"binary"` or `"real"` in place of each array (and of
-        the Variable or box around it).
+        The tree of `params` with the string `"binary"` or `"real"` in place of each array (in place
+        of its Variable or box, if it has one).
 
     Raises:
-        ValueError: where no parameter is binary; the message lists the paths.
+        ValueError: if no parameter is binary. The message lists the paths.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -47,16 +50,16 @@ def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = No
     binary = [bool(rule(path, leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)]
     if not any(binary):
         raise ValueError(
-            "none of these parameters is binary: "
+            "no parameter is binary: "
             + (", ".join(paths) or "(the tree is empty)")
-            + "; make them BinaryParam (Flax NNX) or BinaryBox (Linen), or pass is_binary"
+            + "; use BinaryParam (Flax NNX) or with_binary (Flax Linen), or pass is_binary"
         )
     return treedef.unflatten(["binary" if b else "real" for b in binary])
 
 
 def _is_box(node: Any) -> bool:
-    """Whether `node` holds one array and its metadata. Flax is looked up, not imported: a tree
-    can hold its Variables and boxes only where it has been imported already."""
+    """True if `node` holds one array and metadata."""
+    # Flax is looked up, not imported: a tree holds Variables or boxes only if Flax is imported.
     nnx, meta = sys.modules.get("flax.nnx"), sys.modules.get("flax.core.meta")
     return (
         getattr(type(node), "is_binary", False) is True

@@ -1,8 +1,7 @@
 """Binary layers for Flax NNX: kernels of ±1 that Bop trains, without latent weights.
 
-With a `kernel_quantizer` the same layers hold latent weights, as the baseline does. The mark that
-makes a Flax Linen parameter binary is here too. `import bop_optax` does not import this module,
-which is the only one here that needs Flax.
+With a `kernel_quantizer` the same layers hold latent weights: the baseline (Algorithm 1).
+`import bop_optax` does not import this module, which needs Flax.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,21 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
-from flax.core import meta
+from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from bop_optax._product import binary_product
+
+# Forms of the layers' arguments.
 Padding = str | int | Sequence[int | tuple[int, int]]
 Quantizer = Callable[[jax.Array], jax.Array]
+# Initializer of latent and real kernels, as in the authors' code.
 glorot_uniform = nnx.initializers.glorot_uniform()
 
 
 class BinaryParam(nnx.Param):
-    """An NNX parameter whose values are ±1 (or ±α); `binary_labels` calls it "binary".
+    """An NNX parameter of binary weights, ±1 or ±α; `binary_labels` labels it "binary".
 
-    It is a `nnx.Param`, so `nnx.state(model, nnx.Param)` and `wrt=nnx.Param` include it.
+    It is an `nnx.Param`, so `nnx.state(model, nnx.Param)` and `wrt=nnx.Param` include it.
 
     Example:
         >>> BinaryParam(jnp.ones((2, 2))).shape
@@ -36,9 +38,9 @@ class BinaryParam(nnx.Param):
 
 
 class LatentParam(nnx.Param):
-    """An NNX parameter of latent weights: real numbers whose sign is the weight (Algorithm 1).
+    """An NNX parameter of latent weights: real numbers; a weight is the sign of one (Algorithm 1).
 
-    `binary_labels` calls it "real": any Optax optimizer trains it.
+    `binary_labels` labels it "real". Any Optax optimizer trains it.
 
     Example:
         >>> layer = BinaryLinear(4, 2, kernel_quantizer=jnp.sign, rngs=nnx.Rngs(0))
@@ -47,27 +49,8 @@ class LatentParam(nnx.Param):
     """
 
 
-class BinaryBox(struct.PyTreeNode, meta.AxisMetadata[Any]):
-    """Marks a Flax Linen parameter as binary; made by `with_binary`, unboxed by Linen itself."""
-
-    value: Any
-    is_binary = True
-
-    def unbox(self) -> Any:
-        return self.value
-
-    def replace_boxed(self, val: Any) -> "BinaryBox":
-        return self.replace(value=val)
-
-    def add_axis(self, index: int, params: dict[Any, Any]) -> "BinaryBox":
-        return self
-
-    def remove_axis(self, index: int, params: dict[Any, Any]) -> "BinaryBox":
-        return self
-
-
 def rademacher(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Initializer of binary weights: −1 and +1 with equal probability.
+    """Draws binary weights: −1 and +1 with equal probability; an initializer.
 
     Args:
         key: a PRNG key.
@@ -75,86 +58,17 @@ def rademacher(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.floa
         dtype: floating dtype of the weights.
 
     Returns:
-        An array of ±1.
+        An array of ±1 in the given shape and dtype.
+
+    Example:
+        >>> jnp.unique(rademacher(jax.random.key(0), (4, 2)))
+        Array([-1.,  1.], dtype=float32)
     """
     return jax.random.rademacher(key, tuple(shape), dtype)
 
 
-def with_binary(init: Callable[..., jax.Array] = rademacher) -> Callable[..., BinaryBox]:
-    """Wraps a Linen initializer so that `binary_labels` knows the parameter as binary.
-
-    Args:
-        init: an initializer `init(key, shape, dtype)` of ±1 values.
-
-    Returns:
-        An initializer that boxes what `init` makes.
-
-    Example:
-        >>> from flax import linen as nn
-        >>> from bop_optax import binary_labels
-        >>> dense = nn.Dense(8, use_bias=False, kernel_init=with_binary())
-        >>> params = dense.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
-        >>> binary_labels(params)
-        {'kernel': 'binary'}
-    """
-    return lambda *args, **kwargs: BinaryBox(init(*args, **kwargs))
-
-
-def binary_product(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    strides: Sequence[int] | None = None,
-    padding: str | Sequence[tuple[int, int]] = "VALID",
-    padding_value: float = 0.0,
-    kernel_dilation: Sequence[int] | None = None,
-    feature_group_count: int = 1,
-    precision: lax.PrecisionLike = None,
-) -> jax.Array:
-    """The product of every binary layer: a convolution over as many spatial dimensions as `kernel`
-    has, none of them for a linear layer.
-
-    Args:
-        x: (batch, *spatial, in), the dtype of `kernel`.
-        kernel: (*window, in ÷ feature_group_count, out).
-        strides: one per spatial dimension; None: all 1.
-        padding: "SAME", "VALID", or a (low, high) pair per spatial dimension.
-        padding_value: what the padding holds, after quantization: 0 as the authors do, ±1 for
-            engines that store activations in one bit.
-        kernel_dilation: one per spatial dimension; None: all 1.
-        feature_group_count: groups that `in` and `out` are divided into.
-        precision: see `jax.lax.Precision`.
-
-    Returns:
-        (batch, *spatial, out), the dtype of `x`.
-    """
-    if kernel.ndim == 2:
-        return jnp.matmul(x, kernel, precision=precision)
-    *window, _, _ = kernel.shape
-    strides = strides or [1] * len(window)
-    kernel_dilation = kernel_dilation or [1] * len(window)
-    if padding_value != 0:
-        window = [(k - 1) * d + 1 for k, d in zip(window, kernel_dilation, strict=True)]
-        if isinstance(padding, str):
-            padding = lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
-        edges = [(low, high, 0) for low, high in padding]
-        x = lax.pad(x, jnp.asarray(padding_value, x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-        padding = "VALID"
-    spatial = "".join(chr(ord("0") + i) for i in range(len(window)))
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        rhs_dilation=kernel_dilation,
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-        feature_group_count=feature_group_count,
-        precision=precision,
-    )
-
-
 class _BinaryLayer(nnx.Module):
-    """What a linear layer and a convolution share: a ±1 kernel, its input's quantizer, a bias."""
+    """Base of `BinaryLinear` and `BinaryConv`: the kernel, the quantizers, the bias."""
 
     def __init__(
         self,
@@ -200,28 +114,31 @@ class _BinaryLayer(nnx.Module):
 
 
 class BinaryLinear(_BinaryLayer):
-    """A linear layer whose kernel is ±1: `input_quantizer(x) @ kernel`.
+    """A linear layer with a binary kernel: `input_quantizer(x) @ kernel`.
 
-    The kernel is a `BinaryParam`, drawn as fair ±1, and it stays ±1: train it with `bop`. With an
-    `input_quantizer` the whole product is of ±1 by ±1, what one-bit hardware runs.
+    The kernel is a `BinaryParam`, −1 or +1 with equal probability at the start. `bop` trains it and
+    keeps it ±1. With an `input_quantizer` both factors of the product are ±1, as one-bit hardware
+    needs them.
 
     Args:
         in_features: size of the input's last dimension.
         out_features: size of the output's last dimension.
-        input_quantizer: applied to the input, as `bop_optax.ste_sign`; None: the input as it is
-            (a first layer).
-        kernel_quantizer: makes the kernel a `LatentParam` of real numbers, and is applied to it, as
-            `bop_optax.ste_sign`; None: the kernel is ±1 itself, which is what Bop needs.
-        kernel_init: initializer of the kernel; None: fair ±1, or Glorot uniform for latent weights.
-        use_bias: add a real bias, from 0. Off, since BatchNorm follows in most BNNs.
-        dtype: of the computation; None infers it from input and parameters. bfloat16 holds the
-            products exactly, but rounds sums beyond ±256.
-        param_dtype: of the parameters.
+        input_quantizer: function on the input, such as `bop_optax.ste_sign`. None: the input stays
+            real, as in a first layer.
+        kernel_quantizer: function on the kernel, such as `bop_optax.ste_sign`; the kernel is then a
+            `LatentParam` of real numbers. None: the kernel itself is ±1, as Bop needs it.
+        kernel_init: initializer of the kernel. Default: `rademacher`, or Glorot uniform for latent
+            weights.
+        use_bias: True to add a real bias, 0 at the start. Most BNNs need none, since BatchNorm
+            follows.
+        dtype: dtype of the computation. Default: inferred from input and parameters. bfloat16 holds
+            the products exactly, but rounds sums beyond ±256.
+        param_dtype: dtype of the parameters.
         precision: see `jax.lax.Precision`.
-        rngs: the kernel draws from its `params` stream.
+        rngs: its stream `params` draws the kernel.
 
     Raises:
-        ValueError: in the call, for an input whose last dimension is not `in_features`.
+        ValueError: in the call, if the input's last dimension is not `in_features`.
 
     Example:
         >>> from bop_optax import ste_sign
@@ -230,7 +147,8 @@ class BinaryLinear(_BinaryLayer):
         (3, 2)
 
     References:
-        Courbariaux et al. Binarized Neural Networks. 2016, arXiv:1602.02830.
+        Courbariaux, Hubara, Soudry, El-Yaniv, Bengio. Binarized Neural Networks. 2016,
+        arXiv:1602.02830.
     """
 
     def __init__(
@@ -266,37 +184,35 @@ class BinaryLinear(_BinaryLayer):
 
 
 class BinaryConv(_BinaryLayer):
-    """A convolution, of any rank, whose kernel is ±1.
+    """A convolution of any rank with a binary kernel.
 
-    The kernel is a `BinaryParam`, drawn as fair ±1, and it stays ±1: train it with `bop`. Layout
-    is channels-last, as in `nnx.Conv`: (..., *spatial, in_features), any number of batch
-    dimensions.
+    The kernel is a `BinaryParam`, −1 or +1 with equal probability at the start. `bop` trains it and
+    keeps it ±1. The layout is channels-last, as in `nnx.Conv`: (..., *spatial, in_features), with
+    any number of batch dimensions.
 
     Args:
         in_features: input channels.
         out_features: output channels.
         kernel_size: the window, one integer per spatial dimension; an integer for one dimension.
-        strides: one for all, or one per spatial dimension.
+        strides: one integer, or one per spatial dimension.
         padding: "SAME", "VALID", an integer for every edge, or per spatial dimension an integer or
             a (low, high) pair.
-        padding_value: what the padding holds. It is applied after the quantizer: with 0, as the
-            authors and Larq do, the padded product is not of one-bit numbers; with +1 it is.
-        kernel_dilation: one for all, or one per spatial dimension.
-        feature_group_count: groups that input and output channels are divided into.
-        input_quantizer: applied to the input, as `bop_optax.ste_sign`; None: the input as it is.
-        kernel_quantizer: makes the kernel a `LatentParam` of real numbers, and is applied to it, as
-            `bop_optax.ste_sign`; None: the kernel is ±1 itself, which is what Bop needs.
-        kernel_init: initializer of the kernel; None: fair ±1, or Glorot uniform for latent weights.
-        use_bias: add a real bias, from 0. Off, since BatchNorm follows in most BNNs.
-        dtype: of the computation; None infers it from input and parameters. bfloat16 holds the
-            products exactly, but rounds sums beyond ±256.
-        param_dtype: of the parameters.
-        precision: see `jax.lax.Precision`.
-        rngs: the kernel draws from its `params` stream.
+        padding_value: value of the padded activations, after the quantizer. With 0, as in the
+            authors' code and in Larq, the padded activations are not one bit; with +1 they are.
+        kernel_dilation: one integer, or one per spatial dimension.
+        feature_group_count: number of groups of the input and output channels.
+        input_quantizer: see `BinaryLinear`.
+        kernel_quantizer: see `BinaryLinear`.
+        kernel_init: see `BinaryLinear`.
+        use_bias: see `BinaryLinear`.
+        dtype: see `BinaryLinear`.
+        param_dtype: see `BinaryLinear`.
+        precision: see `BinaryLinear`.
+        rngs: see `BinaryLinear`.
 
     Raises:
-        ValueError: for channels that the groups do not divide, for a padding of another form, and
-            in the call for an input of too few dimensions or other channels.
+        ValueError: if `feature_group_count` does not divide the channels, or `padding` has another
+            form; in the call, if the input has too few dimensions or other channels.
 
     Example:
         >>> from bop_optax import ste_sign
@@ -305,6 +221,10 @@ class BinaryConv(_BinaryLayer):
         ... )
         >>> layer(jnp.ones((2, 32, 32, 3))).shape
         (2, 32, 32, 8)
+
+    References:
+        Courbariaux, Hubara, Soudry, El-Yaniv, Bengio. Binarized Neural Networks. 2016,
+        arXiv:1602.02830.
     """
 
     def __init__(
@@ -367,6 +287,7 @@ class BinaryConv(_BinaryLayer):
 
 
 def _per_dimension(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """One integer for each of `rank` dimensions."""
     values = (int(value),) * rank if isinstance(value, int | np.integer) else tuple(value)
     if len(values) != rank:
         raise ValueError(f"{name} must be one integer or {rank} of them, got {value}")
@@ -374,6 +295,7 @@ def _per_dimension(name: str, value: int | Sequence[int], rank: int) -> tuple[in
 
 
 def _padding(padding: Padding, rank: int) -> str | tuple[tuple[int, int], ...]:
+    """The padding as "SAME", "VALID", or a (low, high) pair for each of `rank` dimensions."""
     if isinstance(padding, str) and padding.upper() in ("SAME", "VALID"):
         return padding.upper()
     if isinstance(padding, int | np.integer):

@@ -25,9 +25,20 @@ EXAMPLES = {
     )
     if test.examples
 }
-LAYERS = ["BinaryBox", "BinaryConv", "BinaryLinear", "BinaryParam", "with_binary"]
-# Made and read by others: by the optimizers, and by `with_binary`, whose examples show them.
-WITHOUT_EXAMPLE = {"BopState", "Bop2ndOrderState", "CemaState", "BinaryBox"}
+# The states are made and read by the optimizers, whose examples show them.
+WITHOUT_EXAMPLE = {"BopState", "Bop2ndOrderState", "CemaState"}
+
+
+def public_names(module):
+    """The classes and functions that a module defines."""
+    names = [name for name in vars(module) if not name.startswith("_")]
+    own = [getattr(module, name) for name in names]
+    return [x for x in own if getattr(x, "__module__", None) == module.__name__]
+
+
+PUBLIC_MODULES = [m for m in MODULES if not m.__name__.split(".")[1].startswith("_")]
+PUBLIC = [getattr(bop_optax, name) for name in bop_optax.__all__]
+PUBLIC += [x for module in PUBLIC_MODULES for x in public_names(module) if x not in PUBLIC]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -39,12 +50,7 @@ def test_example(name):
     assert not result.failed, "".join(report)
 
 
-@pytest.mark.parametrize(
-    "public",
-    [getattr(bop_optax, name) for name in bop_optax.__all__]
-    + [getattr(importlib.import_module("bop_optax.layers"), name) for name in LAYERS],
-    ids=lambda public: public.__name__,
-)
+@pytest.mark.parametrize("public", PUBLIC, ids=lambda public: public.__name__)
 def test_public_names_are_documented(public):
     assert public.__doc__
     name = public.__name__

@@ -1,15 +1,14 @@
-"""Labels: by type in Flax NNX and Linen, by rule elsewhere; and the training that they serve."""
+"""Labels by type in Flax NNX, by rule on plain trees, and training with them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from flax import nnx
 
-from bop_optax import binary_labels, bop, ste_sign
-from bop_optax.layers import BinaryLinear, BinaryParam, with_binary
+from bop_optax import binary_labels, bop
+from bop_optax.layers import BinaryLinear, BinaryParam
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(64, 8)).astype(np.float32)
@@ -94,72 +93,6 @@ def test_nnx_optimizer():
     assert type(net.blocks[0].kernel) is BinaryParam
 
 
-class LinenNet(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Dense(16, kernel_init=with_binary())(x)
-        x = nn.LayerNorm()(ste_sign(x))
-        return nn.Dense(3, use_bias=False, kernel_init=with_binary())(x)
-
-
-LINEN_LABELS = {
-    "Dense_0": {"bias": "real", "kernel": "binary"},
-    "LayerNorm_0": {"bias": "real", "scale": "real"},
-    "Dense_1": {"kernel": "binary"},
-}
-
-
-@pytest.mark.parametrize("unboxed", [False, True])
-def test_linen(unboxed):
-    net = LinenNet()
-    params = net.init(jax.random.key(0), X)["params"]
-    labels = binary_labels(params)
-    assert labels == LINEN_LABELS
-    optimizer = new_optimizer(labels)
-    if unboxed:  # the labels fit the bare arrays, too
-        params = nn.meta.unbox(params)
-    before, state = nn.meta.unbox(params), optimizer.init(params)
-
-    @jax.jit
-    def train_step(params, state):
-        grads = jax.grad(lambda p: jnp.mean((net.apply({"params": p}, X) - Y) ** 2))(params)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for _ in range(5):
-        params, state = train_step(params, state)
-    assert_trained(before, nn.meta.unbox(params), labels)
-
-
-def test_linen_abstract():
-    shapes = jax.eval_shape(LinenNet().init, jax.random.key(0), X)["params"]
-    assert binary_labels(shapes) == LINEN_LABELS
-
-
-def test_linen_boxes_survive_lifted_transforms():
-    """`nn.scan` and `nn.vmap` give a box one axis more, and take it away again."""
-    layers = nn.vmap(
-        nn.Dense,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=None,
-        axis_size=4,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )(3, use_bias=False, kernel_init=with_binary())
-    params = layers.init(jax.random.key(0), X)["params"]
-    assert binary_labels(params) == {"kernel": "binary"}
-    assert nn.meta.unbox(params)["kernel"].shape == (4, 8, 3)
-    assert layers.apply({"params": params}, X).shape == (4, 64, 3)
-
-
-def test_linen_sharding_boxes_are_real():
-    init = nn.with_partitioning(nn.initializers.ones, (None, "model"))
-    params = nn.Dense(3, kernel_init=init, bias_init=with_binary(nn.initializers.ones)).init(
-        jax.random.key(0), X
-    )
-    assert binary_labels(params["params"]) == {"kernel": "real", "bias": "binary"}
-
-
 TREE = {"a": [jnp.ones(2), {"kernel": jnp.ones(3)}], "b": (None, jnp.zeros(1)), "kernel": 1.0}
 
 
@@ -208,7 +141,7 @@ def test_own_container():
 
 @pytest.mark.parametrize("rule", [None, lambda path, leaf: False])
 def test_nothing_binary(rule):
-    message = "none of these parameters is binary: a/0, a/1/kernel, b/1, kernel; make .*is_binary"
+    message = "no parameter is binary: a/0, a/1/kernel, b/1, kernel; use .*is_binary"
     with pytest.raises(ValueError, match=message):
         binary_labels(TREE, rule)
 

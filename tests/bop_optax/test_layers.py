@@ -8,15 +8,7 @@ import pytest
 from flax import nnx
 
 from bop_optax import approx_sign, binarize, binary_labels, bop, flips, ste_sign
-from bop_optax.layers import (
-    BinaryBox,
-    BinaryConv,
-    BinaryLinear,
-    BinaryParam,
-    binary_product,
-    rademacher,
-    with_binary,
-)
+from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, rademacher
 
 rng = np.random.default_rng(0)
 
@@ -190,29 +182,6 @@ def test_bias_starts_at_0():
     assert new_layer("linear")[0].bias is None
 
 
-# --- the product ------------------------------------------------------------------------------
-
-
-def test_product_of_a_matrix():
-    x, kernel = normal(5, 6), rademacher(jax.random.key(0), (6, 4))
-    np.testing.assert_allclose(binary_product(x, kernel), x @ kernel, rtol=1e-6)
-
-
-def test_product_by_hand():
-    x, kernel = jnp.asarray([1.0, -1.0, 1.0]), jnp.asarray([1.0, 1.0, -1.0])
-
-    def product(**options):
-        y = binary_product(
-            x[None, :, None], kernel[:, None, None], strides=(1,), kernel_dilation=(1,), **options
-        )
-        return y[0, :, 0]
-
-    np.testing.assert_array_equal(product(), [-1])
-    np.testing.assert_array_equal(product(padding="SAME"), [2, -1, 0])
-    np.testing.assert_array_equal(product(padding="SAME", padding_value=1.0), [3, -1, -1])
-    np.testing.assert_array_equal(product(padding=[(0, 1)], padding_value=-1.0), [-1, 1])
-
-
 # --- errors -----------------------------------------------------------------------------------
 
 
@@ -270,14 +239,6 @@ def test_split_and_merge():
         nnx.state(layer, nnx.Param)
     )
     assert type(doubled["kernel"]) is BinaryParam
-
-
-def test_box():
-    box = with_binary()(jax.random.key(0), (2, 3), jnp.bfloat16)
-    assert isinstance(box, BinaryBox)
-    assert (box.unbox().shape, box.unbox().dtype) == ((2, 3), jnp.bfloat16)
-    assert box.replace_boxed(1).unbox() == 1
-    assert box.add_axis(0, {}) is box.remove_axis(0, {}) is box
 
 
 @pytest.mark.usefixtures("standard_promotion")
