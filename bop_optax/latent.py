@@ -1,7 +1,8 @@
-"""What training with latent weights adds to an Optax optimizer: Algorithm 1, Bop's baseline.
+"""Optax transforms for training with latent weights: Algorithm 1, Bop's baseline.
 
-Latent weights are real numbers behind a sign. Any Optax optimizer trains them; the practice that
-the paper compares with puts these two transforms behind it, in this order.
+A latent weight is a real number, and its sign is the weight. Any Optax optimizer trains latent
+weights. The practice that the paper compares with chains these two transforms after the optimizer,
+`scale_by_glorot` first.
 """
 
 import math
@@ -13,18 +14,18 @@ import optax
 
 
 def scale_by_glorot() -> optax.GradientTransformation:
-    r"""Scales each kernel's update by the inverse of its Glorot coefficient ("Xavier scaling").
+    r"""Divides each kernel's update by the kernel's Glorot coefficient ("Xavier scaling").
 
     .. math::
         u \leftarrow u \Big/ \sqrt{\frac{1.5}{\text{fan in} + \text{fan out}}}
 
-    so that large layers, whose real-valued counterparts would start with small weights, take
-    larger steps. Arrays of fewer than two dimensions pass unchanged. By Theorem 1 this matters only
-    relative to the initial weights and to clipping.
+    A large layer of real weights would start with small weights; its latent weights take larger
+    steps instead. By Theorem 1 the scaling matters only relative to the initial weights and to
+    clipping. Arrays of fewer than two dimensions are not changed.
 
     Returns:
-        A stateless transform. Kernels are laid out as in Flax: (*window, in, out); both fans
-        count the window.
+        A stateless transform; updates keep their shape and dtype. Kernels have the layout of Flax,
+        (*window, in, out). Both fans count the window.
 
     Example:
         >>> updates, _ = scale_by_glorot().update({"kernel": jnp.ones((4, 2))}, optax.EmptyState())
@@ -46,24 +47,24 @@ def scale_by_glorot() -> optax.GradientTransformation:
 
 
 def clip_latent(limit: float | jax.Array = 1.0) -> optax.GradientTransformation:
-    r"""Keeps latent weights in [−`limit`, `limit`]: a ceiling on the inertia they gather.
+    r"""Keeps latent weights in [−`limit`, `limit`]: a bound on their inertia.
 
-    A weight's magnitude does nothing but resist a change of its sign. Clipping bounds that
-    resistance, so that old gradients do not weigh for ever (section 3).
+    The magnitude of a latent weight only resists a change of its sign. Clipping bounds this
+    resistance, so that old gradients do not count for ever (section 3).
 
     .. math::
         u \leftarrow \operatorname{clip}(w + u, -\text{limit}, \text{limit}) - w
 
     Args:
-        limit: > 0, 1 in practice; a number or a traced scalar. Lower makes every weight quicker
-            to flip.
+        limit: > 0, in units of the latent weights; 1 in practice. A number or a traced scalar.
+            Lower: every weight flips sooner.
 
     Returns:
-        A stateless transform, the last of a chain; `update` needs `params`. Weights end in the
-        range to within rounding.
+        A stateless transform, the last of a chain; its `update` needs `params`. Updates have the
+        dtype of their weight. The new weights are in the range up to rounding.
 
     Raises:
-        ValueError: for a number `limit` that is not above 0, and in `update` without `params`.
+        ValueError: if a number `limit` is not above 0; in `update`, if `params` is missing.
 
     Example:
         >>> weights = jnp.array([0.5, -0.5])
@@ -73,10 +74,10 @@ def clip_latent(limit: float | jax.Array = 1.0) -> optax.GradientTransformation:
 
     References:
         Courbariaux et al. Binarized Neural Networks. 2016, arXiv:1602.02830, algorithm 1.
-        Helwegen et al. Latent Weights Do Not Exist. 2019, arXiv:1906.02107, section 3.
+        Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107, section 3.
     """
     if isinstance(limit, Real) and not limit > 0:
-        raise ValueError(f"limit must be above 0, got {limit=}; 1.0 is the usual one")
+        raise ValueError(f"limit must be above 0, got {limit=}; the usual limit is 1.0")
 
     def clip(update: jax.Array, weight: jax.Array) -> jax.Array:
         bound = jnp.asarray(limit, weight.dtype)

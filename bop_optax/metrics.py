@@ -1,4 +1,4 @@
-"""What an optimizer does to binary weights: flips, and π_t of equation (7)."""
+"""Metrics of binary training: the number of flips, their ratio, and π_t of equation (7)."""
 
 from typing import Any
 
@@ -11,14 +11,16 @@ from bop_optax.quantizers import binarize
 def flips(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
     """Counts the weights that flip, in one array or in a whole tree.
 
-    Works on what `update` returns, or on the weights before and after. Usable inside `jit`.
+    The argument is either a tree of updates or the weights before and after a step. Works inside
+    `jit`.
 
     Args:
-        tree: a pytree of updates, where every non-zero number is a flip; or, with `after`,
-            the weights before. A single array is a tree too: `jax.tree.map(flips, updates)` counts
-            each leaf.
-        after: the weights after, in the same tree; a flip is a change of `binarize(w)`.
-        labels: the tree of `binary_labels`; leaves that are not "binary" are left out. None: all.
+        tree: a pytree of updates, in which every non-zero number is a flip; or, with `after`, the
+            weights before the step. A single array is a tree too: `jax.tree.map(flips, updates)`
+            counts the flips of each leaf.
+        after: the weights after the step, in the same tree. A flip is a change of `binarize(w)`.
+        labels: the tree of `binary_labels`; only leaves labelled "binary" count. None: all leaves
+            count.
 
     Returns:
         The number of flips, int32 scalar.
@@ -34,11 +36,11 @@ def flips(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
 
 
 def flip_ratio(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
-    """The share of binary weights that flip: `flips` ÷ number of weights.
+    """Divides the number of flips by the number of binary weights.
 
     Args:
-        tree: updates, or the weights before; see `flips`.
-        after: the weights after, or None.
+        tree: updates, or the weights before the step; see `flips`.
+        after: the weights after the step, or None.
         labels: the tree of `binary_labels`, or None.
 
     Returns:
@@ -53,32 +55,33 @@ def flip_ratio(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array
 
 
 def log_flip_ratio(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
-    r"""π_t, the paper's measure of how noisy training is.
+    r"""Computes π_t, the paper's measure of how noisy training is.
 
     .. math::
         \pi_t = \log\left(\frac{\text{weights flipped at time } t}{\text{all weights}}
         + e^{-9}\right)
 
     Args:
-        tree: updates, or the weights before; see `flips`.
-        after: the weights after, or None.
+        tree: updates, or the weights before the step; see `flips`.
+        after: the weights after the step, or None.
         labels: the tree of `binary_labels`, or None.
 
     Returns:
-        π_t, natural logarithm, float32 scalar: −9 where nothing flips, about 0 where all do.
+        π_t, a natural logarithm, float32 scalar: −9 if no weight flips, about 0 if all flip.
 
     Example:
         >>> log_flip_ratio(jnp.zeros(10))
         Array(-9., dtype=float32)
 
     References:
-        Helwegen et al. Latent Weights Do Not Exist. arXiv:1906.02107, section 5.1, equation (7).
+        Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107, section 5.1,
+        equation (7).
     """
     return jnp.log(flip_ratio(tree, after, labels=labels) + jnp.exp(-9.0))
 
 
 def _changes(tree: Any, after: Any, labels: Any) -> list[jax.Array]:
-    """For each binary array of the tree, where it flips."""
+    """One Boolean array for each binary array of the tree: True at each flip."""
     if after is None:
         changes = jax.tree.map(lambda u: jnp.asarray(u) != 0, tree)
     else:

@@ -1,8 +1,8 @@
-"""Quantizers: a sign forward, a pseudo-gradient backward; array in, array out.
+"""Quantizers: a sign in the forward pass, a pseudo-gradient in the backward pass.
 
-The gradient of a sign is zero almost everywhere. Training a Binarized Neural Network replaces it,
-in the backward pass alone, by a pseudo-gradient (section 2, equation 3 of arXiv:1906.02107). All
-of these give exactly ±1 forward, +1 at 0 and −0, and −1 for NaN, in the dtype of their input.
+The gradient of a sign is 0 almost everywhere. Training a Binarized Neural Network replaces it by a
+pseudo-gradient, in the backward pass only (section 2, equation 3 of arXiv:1906.02107). All
+quantizers here return exactly ±1 in the dtype of their input: +1 at 0 and −0, and −1 for NaN.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 
 def binarize(x: ArrayLike) -> jax.Array:
-    """The nearest of −1 and +1: +1 where x ≥ 0 (−0 too), else −1 (NaN too). No gradient.
+    """Rounds each number to −1 or +1, without a gradient: +1 if x ≥ 0 (−0 too), else −1 (NaN too).
 
     Args:
         x: array of any shape and any signed dtype.
@@ -31,8 +31,9 @@ def binarize(x: ArrayLike) -> jax.Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def ste_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
-    r"""Sign with the clipped straight-through estimator: passes the gradient where :math:`|x| \leq`
-    `clip`, and blocks it elsewhere.
+    r"""Sign with the straight-through estimator (STE), clipped.
+
+    The gradient passes if :math:`|x| \leq` `clip`, and is 0 otherwise.
 
     .. math::
         q(x) = \begin{cases} -1 & x < 0 \\ 1 & x \geq 0 \end{cases}
@@ -42,8 +43,9 @@ def ste_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
 
     Args:
         x: array of any shape, any floating dtype.
-        clip: how far from 0 the gradient passes, > 0; None: everywhere (the unclipped estimator).
-            Lower blocks more units from learning, higher mismatches forward and backward more.
+        clip: largest |x| that the gradient passes, > 0. None: the gradient always passes (the
+            unclipped estimator). Lower: fewer units learn. Higher: the pseudo-gradient differs more
+            from the sign.
 
     Returns:
         An array of ±1 with the shape and dtype of `x`.
@@ -69,7 +71,7 @@ def _(clip, primals, tangents):
 
 @jax.custom_jvp
 def approx_sign(x: ArrayLike) -> jax.Array:
-    r"""Sign with the derivative of a piecewise quadratic: a closer fit to the sign than the STE.
+    r"""Sign with the derivative of a piecewise quadratic, which is closer to the sign than the STE.
 
     .. math::
         q(x) = \begin{cases} -1 & x < 0 \\ 1 & x \geq 0 \end{cases}

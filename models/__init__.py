@@ -1,1 +1,1 @@
-"""The networks of the papers, one file each."""
+"""Networks of the papers, one file each."""

@@ -1,16 +1,18 @@
-"""Binary AlexNet of Hubara et al. (2016), which the authors' code trains on ImageNet.
+"""Binary AlexNet of Hubara et al. (2016), which Bop's authors train on ImageNet.
 
-Five binary convolutions of width, 3·width, 6·width, 6·width, 4·width channels: 11×11 of stride 4,
-5×5, and three of 3×3, with a 3×3 max-pool of stride 2 after the first, second and fifth; then three
-binary dense layers. Every kernel is binary, the first and the last too; the first layer's input is
-not quantized. Order: quantize → product → max-pool → BatchNorm.
+The network has five binary convolutions and three binary dense layers. The convolutions have width,
+3·width, 6·width, 6·width and 4·width channels. The first is 11×11 with stride 4, the second 5×5,
+the others 3×3. A 3×3 max-pool with stride 2 follows the first, second and fifth convolution. Every
+kernel is binary, also the first and the last. The input of the first layer is not quantized. Order
+of a layer: quantize → product → max-pool → BatchNorm.
 
-All as in the authors' code. Larq Zoo's network is the same but for BatchNorm without scale.
+The network is that of the authors' code. Larq Zoo's differs in one point: its BatchNorm has no
+scale.
 
 References:
     Hubara, Courbariaux, Soudry, El-Yaniv, Bengio. Binarized Neural Networks. NeurIPS 2016,
-    arXiv:1602.02830; their results on ImageNet are in Quantized Neural Networks, arXiv:1609.07061.
-    Helwegen et al. Latent Weights Do Not Exist. 2019, arXiv:1906.02107.
+    arXiv:1602.02830. Their results on ImageNet are in Quantized Neural Networks, arXiv:1609.07061.
+    Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107.
 """
 
 from functools import partial
@@ -25,26 +27,27 @@ from bop_optax.layers import BinaryConv, BinaryLinear, Quantizer
 # Keras's BatchNormalization(momentum=0.9), which the authors' code uses.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-3)
 max_pool = partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2))
-POOLED = (0, 1, 4)  # the convolutions that a max-pool follows
+POOLED = (0, 1, 4)  # the convolutions before a max-pool
 
 
 class BinaryAlexNet(nnx.Module):
     """Binary AlexNet for images of 57×57 or larger.
 
-    With the defaults it is the authors' network: 61,827,776 one-bit parameters, 20,944 real ones.
+    The defaults give the authors' network: 61,827,776 one-bit parameters, 20,944 real ones.
 
     Args:
-        width: channels of the first convolution; the others are multiples of it.
+        width: channels of the first convolution; the others have multiples of it.
         units: units of the two hidden dense layers.
-        num_classes: classes, the number of logits.
+        num_classes: number of classes, and of logits.
         image_shape: (height, width, channels) of one image.
-        kernel_quantizer: trains latent weights, with this quantizer, in place of binary ones.
-        kernel_init: initializer of every kernel; None: as in `bop_optax.layers`.
-        dtype: of the computation; None infers it.
+        kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
+            kernels are binary and have no latent weights.
+        kernel_init: initializer of every kernel. Default: that of `bop_optax.layers`.
+        dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
     Raises:
-        ValueError: for images of which stride and poolings leave nothing.
+        ValueError: if the images are too small for the stride and the three max-pools.
 
     Example:
         >>> model = BinaryAlexNet(2, 16, 10, image_shape=(64, 64, 3), rngs=nnx.Rngs(0))
@@ -84,9 +87,16 @@ class BinaryAlexNet(nnx.Module):
         self.convs, self.denses, self.norms = nnx.List(convs), nnx.List(denses), nnx.List(norms)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images (batch, height, width, channels), of mean 0 and standard deviation 1, to
-        logits (batch, num_classes). `model.train()` and `model.eval()` choose BatchNorm's
-        statistics."""
+        """Maps images to logits.
+
+        `model.train()` and `model.eval()` choose the statistics that BatchNorm uses.
+
+        Args:
+            images: (batch, height, width, channels), of mean 0 and standard deviation 1.
+
+        Returns:
+            Logits, (batch, num_classes).
+        """
         x, norms = images, iter(self.norms)
         for i, conv in enumerate(self.convs):
             x = conv(x)
@@ -98,10 +108,16 @@ class BinaryAlexNet(nnx.Module):
 
 
 def last_map(image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Rows and columns that AlexNet's stride of 4 and its three poolings leave of an image.
+    """Computes the size of the last map: after AlexNet's stride of 4 and its three max-pools.
+
+    Args:
+        image_shape: (height, width, channels) of one image.
+
+    Returns:
+        Rows and columns of the last map, each at least 1.
 
     Raises:
-        ValueError: where they leave none.
+        ValueError: if the image is too small for them.
     """
     height, breadth, _ = image_shape
     rows, columns = -(-height // 4), -(-breadth // 4)
@@ -109,7 +125,7 @@ def last_map(image_shape: tuple[int, int, int]) -> tuple[int, int]:
         rows, columns = (rows - 1) // 2, (columns - 1) // 2
     if rows < 1 or columns < 1:
         raise ValueError(
-            f"AlexNet's stride of 4 and three 3×3 poolings leave nothing of images of "
-            f"{height}×{breadth}; resize them to 57×57 or more"
+            f"images of {height}×{breadth} are too small for AlexNet's stride of 4 and its three "
+            "3×3 max-pools; resize them to 57×57 or more"
         )
     return rows, columns

@@ -1,13 +1,14 @@
-"""BinaryNet, the VGG-like network of Courbariaux et al. (2016) that the paper trains on CIFAR-10.
+"""BinaryNet of Courbariaux et al. (2016), a VGG-like network that the paper trains on CIFAR-10.
 
-Six binary convolutions of width, width, 2·width, 2·width, 4·width, 4·width, a max-pool after every
-second, then three binary dense layers. Every kernel is binary, the first and the last too; the
-first layer's input is not quantized. Order: quantize → product → max-pool → BatchNorm.
+The network has six binary convolutions of width, width, 2·width, 2·width, 4·width and 4·width
+channels, with a max-pool after every second one, and three binary dense layers. Every kernel is
+binary, also the first and the last. The input of the first layer is not quantized. Order of a
+layer: quantize → product → max-pool → BatchNorm.
 
 References:
     Courbariaux, Hubara, Soudry, El-Yaniv, Bengio. Binarized Neural Networks: Training Deep Neural
     Networks with Weights and Activations Constrained to +1 or -1. 2016, arXiv:1602.02830.
-    Helwegen et al. Latent Weights Do Not Exist. 2019, arXiv:1906.02107, section 5.
+    Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107, section 5.
 """
 
 from functools import partial
@@ -25,26 +26,27 @@ BatchNorm = partial(nnx.BatchNorm, use_scale=False, momentum=0.99, epsilon=1e-3)
 
 
 class BinaryNet(nnx.Module):
-    """BinaryNet for images of any size that `stages` poolings leave a pixel of.
+    """BinaryNet for images large enough for `stages` max-pools.
 
-    With the defaults, on 32×32×3 images, it is the authors' network: 10,352,000 one-bit
-    parameters, 4,608 inputs to the first dense layer.
+    The defaults give the authors' network for 32×32×3 images: 10,352,000 one-bit parameters, 3,850
+    real ones, and 4,608 inputs to the first dense layer.
 
     Args:
         width: channels of the first stage; each stage doubles them.
         units: units of the two hidden dense layers.
-        num_classes: classes, the number of logits.
+        num_classes: number of classes, and of logits.
         image_shape: (height, width, channels) of one image.
-        stages: how many times two convolutions and a 2×2 pooling are stacked; 2 suits 8×8 images.
-        first_padding: padding of the first convolution: "VALID" in the authors' code, "SAME" in
-            the paper's description (then 8,192 inputs to the first dense layer).
-        kernel_quantizer: trains latent weights, with this quantizer, in place of binary ones.
-        kernel_init: initializer of every kernel; None: as in `bop_optax.layers`.
-        dtype: of the computation; None infers it.
+        stages: number of stages, each of two convolutions and a 2×2 max-pool; 2 suits 8×8 images.
+        first_padding: padding of the first convolution. "VALID" is that of the authors' code,
+            "SAME" that of the paper's text (with 8,192 inputs to the first dense layer).
+        kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
+            kernels are binary and have no latent weights.
+        kernel_init: initializer of every kernel. Default: that of `bop_optax.layers`.
+        dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
     Raises:
-        ValueError: where `stages` poolings leave nothing of the image.
+        ValueError: if the images are too small for `stages` max-pools.
 
     Example:
         >>> model = BinaryNet(width=8, units=16, rngs=nnx.Rngs(0))
@@ -70,7 +72,9 @@ class BinaryNet(nnx.Module):
         lost = 2 if first_padding == "VALID" else 0
         rows, columns = ((side - lost) // 2**stages for side in (height, breadth))
         if rows < 1 or columns < 1:
-            raise ValueError(f"{stages=} poolings leave nothing of images of {height}×{breadth}")
+            raise ValueError(
+                f"{stages=} poolings leave nothing of images of {height}×{breadth}; use fewer"
+            )
         kernel = {"kernel_quantizer": kernel_quantizer, "kernel_init": kernel_init}
         conv = partial(BinaryConv, kernel_size=(3, 3), dtype=dtype, rngs=rngs, **kernel)
         dense = partial(BinaryLinear, input_quantizer=ste_sign, dtype=dtype, rngs=rngs, **kernel)
@@ -89,8 +93,16 @@ class BinaryNet(nnx.Module):
         self.convs, self.denses, self.norms = nnx.List(convs), nnx.List(denses), nnx.List(norms)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images (batch, height, width, channels), scaled to [−1, 1], to logits (batch,
-        num_classes). `model.train()` and `model.eval()` choose BatchNorm's statistics."""
+        """Maps images to logits.
+
+        `model.train()` and `model.eval()` choose the statistics that BatchNorm uses.
+
+        Args:
+            images: (batch, height, width, channels), scaled to [−1, 1].
+
+        Returns:
+            Logits, (batch, num_classes).
+        """
         x, norms = images, iter(self.norms)
         for i, conv in enumerate(self.convs):
             x = conv(x)
@@ -102,11 +114,11 @@ class BinaryNet(nnx.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2×2 max-pooling with stride 2, an odd last row or column dropped.
+    """Takes the maximum of each 2×2 window, with stride 2; drops an odd last row or column.
 
-    Sums of ±1 have many ties, and the first maximum of a window takes the whole gradient, as in
-    `nnx.max_pool` and TensorFlow. Written with selects, it is the same to the bit, and its gradient
-    on a CPU takes a twentieth of the time of `reduce_window`'s.
+    Sums of ±1 have many ties. The first maximum of a window gets the whole gradient, as in
+    TensorFlow. Values and gradients equal those of `nnx.max_pool` to the bit. The code uses
+    selects, since on a CPU their gradient takes a twentieth of the time of `reduce_window`'s.
 
     Args:
         x: (batch, height, width, channels).

@@ -1,20 +1,23 @@
 """Bi-Real Net-18 of Liu et al. (2018), the network that the paper trains on ImageNet.
 
-A ResNet-18 in which every binary convolution has a shortcut of its own, so that real numbers run
-through the whole network: a real 7×7 convolution of stride 2, BatchNorm and a 3×3 max-pool of
-stride 2; four stages of four blocks, of width, 2·width, 4·width, 8·width channels; the mean over
-the image and a real dense layer. A block is x + BatchNorm(3×3 convolution(sign x)). The first block
-of each later stage halves the image; its shortcut is a 2×2 mean, a real 1×1 convolution and
-BatchNorm. Every "SAME" padding is 0, after the sign.
+The network is a ResNet-18. Every binary convolution has its own shortcut, so that real activations
+run through the whole network. The first layers are a real 7×7 convolution with stride 2, BatchNorm
+and a 3×3 max-pool with stride 2. Four stages of four blocks follow, with width, 2·width, 4·width
+and 8·width channels. The mean over the image and a real dense layer complete the network.
 
-All as in the authors' code, whose first version had five blocks in the first stage. Larq Zoo's is
-the same network, of latent weights whose signs are scaled by the mean |w|: that of ±1 weights is 1.
+A block computes x + BatchNorm(3×3 convolution(sign x)). The first block of each later stage halves
+the image: its shortcut is a 2×2 mean, a real 1×1 convolution and BatchNorm. The padding is "SAME",
+with zeros after the sign.
+
+The network is that of the authors' code, whose first version had five blocks in the first stage.
+Larq Zoo's network has latent weights and scales their signs by the mean |w|, which is 1 for ±1
+weights.
 
 References:
     Liu, Wu, Luo, Yang, Liu, Cheng. Bi-Real Net: Enhancing the Performance of 1-bit CNNs with
     Improved Representational Capability and Advanced Training Algorithm. ECCV 2018,
     arXiv:1808.00278.
-    Helwegen et al. Latent Weights Do Not Exist. 2019, arXiv:1906.02107, section 5.3.
+    Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107, section 5.3.
 """
 
 from functools import partial
@@ -33,24 +36,26 @@ RealConv = partial(nnx.Conv, use_bias=False, kernel_init=nnx.initializers.glorot
 
 
 class BiRealNet(nnx.Module):
-    """Bi-Real Net-18 for images of any size that its stages can halve.
+    """Bi-Real Net-18 for images of 32×32 or larger, or of 8×8 with `small_images`.
 
-    With the defaults it is the authors' network: 10,985,472 one-bit parameters, 704,040 real ones.
+    The defaults give the authors' network: 10,985,472 one-bit parameters, 704,040 real ones.
 
     Args:
         width: channels of the first stage; each stage doubles them.
-        num_classes: classes, the number of logits.
+        num_classes: number of classes, and of logits.
         image_shape: (height, width, channels) of one image. The parameters depend on the channels
-            alone: the network takes images of other sizes too.
-        small_images: start with a 3×3 convolution of stride 1 and no max-pool, as ResNets for CIFAR
-            do: 32×32 images then reach the last stage as 4×4, and not as a single pixel.
-        kernel_quantizer: trains latent weights, with this quantizer, in place of binary ones.
-        kernel_init: initializer of the blocks' kernels; None: as in `bop_optax.layers`.
-        dtype: of the computation; None infers it.
+            only, so the network takes images of other sizes too.
+        small_images: True to start with a 3×3 convolution with stride 1 and no max-pool, as ResNets
+            for CIFAR do. The last stage then sees 32×32 images as 4×4 maps, not as one pixel.
+        kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
+            kernels are binary and have no latent weights.
+        kernel_init: initializer of the blocks' kernels. Default: that of `bop_optax.layers`.
+        dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
     Raises:
-        ValueError: for images too small to be halved five times, or three with `small_images`.
+        ValueError: if the images are too small to be halved five times (three times with
+            `small_images`).
 
     Example:
         >>> model = BiRealNet(4, 10, image_shape=(32, 32, 3), small_images=True, rngs=nnx.Rngs(0))
@@ -98,9 +103,16 @@ class BiRealNet(nnx.Module):
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images (batch, height, width, channels), of mean 0 and standard deviation 1, to
-        logits (batch, num_classes). `model.train()` and `model.eval()` choose BatchNorm's
-        statistics."""
+        """Maps images to logits.
+
+        `model.train()` and `model.eval()` choose the statistics that BatchNorm uses.
+
+        Args:
+            images: (batch, height, width, channels), of mean 0 and standard deviation 1.
+
+        Returns:
+            Logits, (batch, num_classes).
+        """
         x = self.stem_norm(self.stem(images))
         if not self.small_images:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
@@ -110,14 +122,15 @@ class BiRealNet(nnx.Module):
 
 
 class BiRealBlock(nnx.Module):
-    """One binary convolution with its shortcut; where the channels change, the image is halved.
+    """One binary convolution with its shortcut; halves the image if the channels change.
 
     Args:
         in_features: channels of the input.
         out_features: channels of the output.
-        kernel_quantizer: trains latent weights, with this quantizer, in place of binary ones.
-        kernel_init: initializer of the binary kernel; None: as in `bop_optax.layers`.
-        dtype: of the computation; None infers it.
+        kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
+            kernels are binary and have no latent weights.
+        kernel_init: initializer of the binary kernel. Default: that of `bop_optax.layers`.
+        dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
     Example:
@@ -158,13 +171,22 @@ class BiRealBlock(nnx.Module):
             )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (batch, height, width, in_features) to (batch, height, width, out_features), height
-        and width halved, and rounded up, where the channels change."""
+        """Adds the binary convolution of the sign to the input.
+
+        Args:
+            x: (batch, height, width, in_features).
+
+        Returns:
+            (batch, height, width, out_features). If the channels change, height and width are
+            halved and rounded up.
+        """
         return self.norm(self.conv(x)) + self.shortcut(x)
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
-    """2×2 means with stride 2; at an odd edge, of the pixels there are, as in TensorFlow's "SAME".
+    """Takes the mean of each 2×2 window, with stride 2.
+
+    At an odd edge it is the mean of the pixels inside the image, as in TensorFlow's "SAME".
 
     Args:
         x: (batch, height, width, channels).
@@ -173,7 +195,7 @@ def mean_pool(x: jax.Array) -> jax.Array:
         (batch, ⌈height / 2⌉, ⌈width / 2⌉, channels), the dtype of `x`.
     """
     _, height, breadth, _ = x.shape
-    # A repeated edge pixel leaves the mean as it is. `nnx.avg_pool` would count the padding as 0.
+    # A repeated edge pixel does not change the mean; `nnx.avg_pool` would count zeros.
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, breadth % 2), (0, 0)), mode="edge")
     a, b, c, d = (x[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
     return (a + b + c + d) / 4

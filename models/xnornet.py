@@ -1,21 +1,22 @@
-"""XNOR-Net of Rastegari et al. (2016), an AlexNet that the authors' code trains on ImageNet.
+"""XNOR-Net of Rastegari et al. (2016), an AlexNet that Bop's authors train on ImageNet.
 
-A real 11×11 convolution of stride 4, BatchNorm, ReLU, max-pool, BatchNorm; binary convolutions of
-5×5 and three times 3×3, with a max-pool after the first and the last; two binary dense layers;
-ReLU; a real dense layer without bias. Max-pools are 3×3 of stride 2. Order of a binary layer:
-quantize → product → max-pool → BatchNorm.
+The first layers are a real 11×11 convolution with stride 4, BatchNorm, ReLU, a max-pool and another
+BatchNorm. Four binary convolutions follow: one of 5×5 and three of 3×3, with a max-pool after the
+first and the last. Two binary dense layers, a ReLU and a real dense layer without bias complete the
+network. All max-pools are 3×3 with stride 2. Order of a binary layer: quantize → product → max-pool
+→ BatchNorm.
 
-All as in the authors' code, but for its L2 penalty on the two real kernels (5e-7 times the sum of
-squares), which belongs to training, and for its dense layers, which are written there as
-convolutions of the whole map. Larq Zoo's network has BatchNorm without scale.
+The network is that of the authors' code, which writes the dense layers as convolutions of the whole
+map. The code's L2 penalty on the two real kernels (5e-7 times the sum of squares) belongs to
+training and is not part of this file. Larq Zoo's BatchNorm has no scale.
 
-The scale that gives XNOR-Net its name, the mean |w| of each filter, is missing there and here: that
-of ±1 weights is 1. For latent weights, `kernel_quantizer` can scale their signs.
+The original XNOR-Net scales each filter by its mean |w|. The authors' code has no such scale, since
+the mean |w| of ±1 weights is 1. For latent weights, `kernel_quantizer` can scale their signs.
 
 References:
     Rastegari, Ordonez, Redmon, Farhadi. XNOR-Net: ImageNet Classification Using Binary
     Convolutional Neural Networks. ECCV 2016, arXiv:1603.05279.
-    Helwegen et al. Latent Weights Do Not Exist. 2019, arXiv:1906.02107.
+    Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107.
 """
 
 from functools import partial
@@ -28,29 +29,30 @@ from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Quantizer, glorot_uniform
 from models.binary_alexnet import last_map, max_pool
 
-# Keras's BatchNormalization(momentum=0.9); each layer has the authors' own ε.
+# Keras's BatchNormalization(momentum=0.9); ε differs by layer in the authors' code.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.9)
-POOLED = (0, 3)  # the binary convolutions that a max-pool follows
+POOLED = (0, 3)  # the binary convolutions before a max-pool
 
 
 class XNORNet(nnx.Module):
     """XNOR-Net for images of 57×57 or larger.
 
-    With the defaults it is the authors' network: 58,236,928 one-bit parameters, 4,150,176 real
-    ones.
+    The defaults give the authors' network: 58,236,928 one-bit parameters, 4,150,176 real ones.
 
     Args:
         width: the five convolutions have 3, 8, 12, 12 and 8 times as many channels.
         units: units of the two hidden dense layers.
-        num_classes: classes, the number of logits.
+        num_classes: number of classes, and of logits.
         image_shape: (height, width, channels) of one image.
-        kernel_quantizer: trains latent weights, with this quantizer, in place of binary ones.
-        kernel_init: initializer of the binary layers' kernels; None: as in `bop_optax.layers`.
-        dtype: of the computation; None infers it.
+        kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
+            kernels are binary and have no latent weights.
+        kernel_init: initializer of the binary layers' kernels. Default: that of
+            `bop_optax.layers`.
+        dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
     Raises:
-        ValueError: for images of which stride and poolings leave nothing.
+        ValueError: if the images are too small for the stride and the three max-pools.
 
     Example:
         >>> model = XNORNet(2, 16, 10, image_shape=(64, 64, 3), rngs=nnx.Rngs(0))
@@ -92,9 +94,16 @@ class XNORNet(nnx.Module):
         self.head = nnx.Linear(units, num_classes, **real)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Maps images (batch, height, width, channels), of mean 0 and standard deviation 1, to
-        logits (batch, num_classes). `model.train()` and `model.eval()` choose BatchNorm's
-        statistics."""
+        """Maps images to logits.
+
+        `model.train()` and `model.eval()` choose the statistics that BatchNorm uses.
+
+        Args:
+            images: (batch, height, width, channels), of mean 0 and standard deviation 1.
+
+        Returns:
+            Logits, (batch, num_classes).
+        """
         norms = iter(self.norms)
         x = max_pool(nnx.relu(self.stem_norm(self.stem(images))))
         x = next(norms)(x)
