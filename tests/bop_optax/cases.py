@@ -1,0 +1,71 @@
+"""Every transform of the library with hyperparameters, for the contract tests."""
+
+from functools import cache
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bop_optax import bop, bop_2nd_order, bop_layerwise, cema
+from bop_optax.latent import clip_latent, scale_by_glorot
+
+CASES = {
+    "bop": (bop, {"gamma": 0.25, "threshold": 0.125}),
+    "layerwise": (bop_layerwise, {"gamma": 0.25, "threshold": 0.5}),
+    "2nd-order": (bop_2nd_order, {"gamma": 0.25, "threshold": 0.3, "sigma": 0.125}),
+    "unbiased": (
+        bop_2nd_order,
+        {"gamma": 0.25, "threshold": 0.3, "sigma": 0.125, "unbiased": True},
+    ),
+    "cema": (cema, {"gamma": 0.25, "alpha": 0.25}),
+    "scale_by_glorot": (scale_by_glorot, {}),
+    "clip_latent": (clip_latent, {"limit": 0.5}),
+}
+FLIPPING = ["bop", "layerwise", "2nd-order", "unbiased", "cema"]
+every = pytest.mark.parametrize("name", CASES)
+flipping = pytest.mark.parametrize("name", FLIPPING)
+HYPERPARAMETERS = {
+    name: [key for key in options if key != "unbiased"] for name, (_, options) in CASES.items()
+}
+
+
+@cache
+def _default(name):
+    make, options = CASES[name]
+    return optax.with_extra_args_support(make(**options))
+
+
+def new(name, **options):
+    """The transform of a case, with other options if some are given."""
+    make, defaults = CASES[name]
+    if not options:
+        return _default(name)  # always the same object, so that `run` compiles it once
+    return optax.with_extra_args_support(make(**{**defaults, **options}))
+
+
+def injected(name, **options):
+    make, defaults = CASES[name]
+    static = ("ema_dtype", "unbiased")[: 2 if make is bop_2nd_order else 1]
+    inject = optax.inject_hyperparams(
+        make, static_args=static if name in FLIPPING else (), hyperparam_dtype=jnp.float32
+    )
+    return inject(**{**defaults, **options})
+
+
+def map_hyperparameters(f, name):
+    return {key: f(CASES[name][1][key]) for key in HYPERPARAMETERS[name]}
+
+
+def assert_same(actual, expected, name):
+    """Weights and states equal to the bit, but for what a compiler may round differently."""
+    (w, state), (w_expected, state_expected) = actual, expected
+    if name in FLIPPING:
+        np.testing.assert_array_equal(w, w_expected)
+    else:
+        np.testing.assert_allclose(w, w_expected, rtol=1e-6, atol=1e-6)
+    if name in ("2nd-order", "unbiased"):
+        chex.assert_trees_all_close(state, state_expected, rtol=1e-6)
+    else:
+        chex.assert_trees_all_equal(state, state_expected)
