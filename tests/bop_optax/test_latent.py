@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from sklearn.datasets import load_digits
 
-import datasets
 from bop_optax import approx_sign, binarize, binary_labels, ste_sign
 from bop_optax.latent import clip_latent, scale_by_glorot
 from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, LatentParam
@@ -83,13 +83,15 @@ def test_kernel_init_is_the_users():
 # ---- Theorem 1 --------------------------------------------------------------------------------
 
 
+DIGITS = load_digits()
+IMAGES, LABELS = np.float32(DIGITS.data / 8 - 1), np.int32(DIGITS.target)  # pixels from 0 to 16
+
+
 def latent_weights(quantizer, transform, scale, steps=80):
     """Trains a two-layer network on the digits; the latent weights after each step.
 
     `scale` multiplies the initial latent weights; `transform` is what trains them.
     """
-    data = datasets.digits()
-    images = datasets.scale(data.train_images.reshape(-1, 64))
     layer = partial(BinaryLinear, kernel_quantizer=quantizer)
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(
@@ -119,8 +121,7 @@ def latent_weights(quantizer, transform, scale, steps=80):
     trajectory, opt_state = [], optimizer.init(params)
     for i in range(steps):
         batch = slice(i % 20 * 64, i % 20 * 64 + 64)
-        y = jnp.asarray(data.train_labels[batch])
-        params, rest, opt_state = step(params, rest, opt_state, images[batch], y)
+        params, rest, opt_state = step(params, rest, opt_state, IMAGES[batch], LABELS[batch])
         layers = params["layers"]
         trajectory.append(np.concatenate([layers[i]["kernel"][...].ravel() for i in (0, 2)]))
     return np.stack(trajectory)
