@@ -1,4 +1,4 @@
-"""What Bop and its variants share: checks, hyperparameters, rounding, and the update of a flip."""
+"""Functions that Bop and its variants share: checks, hyperparameters, rounding, updates."""
 
 import math
 from numbers import Real

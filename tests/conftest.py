@@ -7,13 +7,13 @@ import jax
 import pytest
 
 # Before JAX starts: pmap and shard_map need devices, and a promotion is a bug in a library whose
-# weights may be bfloat16 beside a float32 average.
+# weights may be bfloat16 and their average float32.
 if not os.environ.get("JAX_PLATFORMS"):  # JAX_PLATFORMS=cuda,cpu runs the tests on a GPU
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# What XLA compiles is shared among the tests of a session, and with the processes they start.
+# The tests of a session, and the processes that they start, share compiled programs.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # its workers have the session's folder
     _cache = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
@@ -28,13 +28,13 @@ def pytest_configure(config):
 
 @pytest.fixture
 def standard_promotion():
-    """For what Optax itself promotes: the integer counts of Adam, MultiSteps, cosine decay."""
+    """For Optax's own promotions: the integer counts of Adam, MultiSteps, cosine decay."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
 
 @pytest.fixture(scope="module")
 def standard_promotion_throughout():
-    """The same for a whole module: train.py's real parameters are Adam's."""
+    """The same for a whole module, such as those that train real parameters by Adam."""
     with jax.numpy_dtype_promotion("standard"):
         yield

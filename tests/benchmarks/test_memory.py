@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
-def test_the_memory_of_a_step_is_that_of_the_state_and_more_for_each_image():
-    """The state is that of the record of batch 256; what is computed grows with the batch."""
+def test_a_step_needs_memory_for_the_state_and_for_each_image():
+    """The record of batch 256 has the same state; the activations grow with the batch."""
     record = json.loads((ROOT / "results/benchmarks/memory/cpu.json").read_text())
     small, large = (step_memory("imagenet-alexnet-bop-released", batch) for batch in (1, 9))
     assert small["state"] == large["state"] == record["bytes"]["Binary AlexNet"]["state"]

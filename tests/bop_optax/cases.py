@@ -59,7 +59,7 @@ def map_hyperparameters(f, name):
 
 
 def assert_same(actual, expected, name):
-    """Weights and states equal to the bit, but for what a compiler may round differently."""
+    """Equal to the bit, except for numbers that a compiler may round differently."""
     (w, state), (w_expected, state_expected) = actual, expected
     if name in FLIPPING:
         np.testing.assert_array_equal(w, w_expected)

@@ -52,7 +52,7 @@ def test_without_a_threshold_layerwise_is_bop():
 
 
 def test_a_layer_is_judged_by_itself():
-    """Two layers of one tree do what each would do alone, a million times weaker or not."""
+    """Each of two layers flips as it would alone, with gradients a million times weaker or not."""
     optimizer = bop_layerwise(0.1, 1.0)
     alone, _ = run(optimizer, WEIGHTS, GRADS[:50])
     tree = {"weak": WEIGHTS, "strong": WEIGHTS}

@@ -1,4 +1,4 @@
-"""The contract of every transform inside what JAX and Optax wrap around it.
+"""The contract of every transform inside the wrappers of JAX and Optax.
 
 Each wrapped run equals the same transform's eager run.
 """

@@ -1,6 +1,6 @@
 """Latent weights (Algorithm 1): the transforms, and Theorem 1 on real training runs."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -87,11 +87,15 @@ DIGITS = load_digits()
 IMAGES, LABELS = np.float32(DIGITS.data / 8 - 1), np.int32(DIGITS.target)  # pixels from 0 to 16
 
 
-def latent_weights(quantizer, transform, scale, steps=80):
+@cache
+def latent_weights(quantizer, scale, momentum=None, limit=None, steps=80):
     """Trains a two-layer network on the digits; the latent weights after each step.
 
-    `scale` multiplies the initial latent weights; `transform` is what trains them.
+    `scale` multiplies the learning rate of SGD and the initial latent weights.
     """
+    transform = optax.sgd(0.125 * scale, momentum)
+    if limit is not None:
+        transform = optax.chain(transform, clip_latent(limit))
     layer = partial(BinaryLinear, kernel_quantizer=quantizer)
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(
@@ -134,8 +138,8 @@ unclipped = partial(ste_sign, clip=None)
 @pytest.mark.parametrize("scale", [64.0, 1 / 1024])
 def test_theorem_1_scaling_rate_and_weights_changes_no_binary_weight(momentum, scale):
     """By a power of two, so that scaling is exact and "invariant" means to the bit."""
-    one = latent_weights(unclipped, optax.sgd(0.125, momentum), 1)
-    other = latent_weights(unclipped, optax.sgd(0.125 * scale, momentum), scale)
+    one = latent_weights(unclipped, 1.0, momentum)
+    other = latent_weights(unclipped, scale, momentum)
     np.testing.assert_array_equal(other, scale * one)
     np.testing.assert_array_equal(np.sign(other), np.sign(one))
     flips = np.sum(np.sign(one[1:]) != np.sign(one[:-1]))
@@ -150,9 +154,6 @@ def test_theorem_1_scaling_rate_and_weights_changes_no_binary_weight(momentum, s
 def test_theorem_1_breaks_with_clipping_and_with_approx_sign(quantizer, limit):
     """As the paper says: once something depends on the magnitude of the latent weights."""
 
-    def transform(scale):
-        return optax.chain(optax.sgd(0.125 * scale), clip_latent(limit))
-
-    one = latent_weights(quantizer, transform(1), 1)
-    other = latent_weights(quantizer, transform(64), 64)
+    one = latent_weights(quantizer, 1.0, limit=limit)
+    other = latent_weights(quantizer, 64.0, limit=limit)
     assert np.mean(np.sign(other) != np.sign(one)) > 0.01

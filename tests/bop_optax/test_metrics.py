@@ -61,7 +61,7 @@ def test_zeros_are_plus_one(dtype):
     before = jnp.asarray([0.0, -0.0, 0.0, -1.0, 1.0], dtype)
     after = jnp.asarray([-0.0, 1.0, -1.0, 0.0, 1.0], dtype)
     assert flips(before, after) == 2
-    assert flips(after - before) == 3  # an update is counted where it is not 0, whatever its sign
+    assert flips(after - before) == 3  # every update other than 0 counts, of either sign
 
 
 @pytest.mark.parametrize("tree", [{}, {"a": None}, jnp.zeros((0, 3))])
