@@ -1,9 +1,9 @@
-"""How fast one core, and several, make ImageNet's training batches; and whether a device waits.
+"""How fast one core, and several, make ImageNet's training batches; how long a device waits.
 
-    python benchmarks/imagenet_pipeline.py --data-dir DIR [--workers 0 1 2] [--out FILE.json]
+    python -m benchmarks.imagenet_pipeline --data-dir DIR [--workers 0 1 2] [--out FILE.json]
 
 Prints Markdown tables: medians, and in brackets least and most, over `--repeats`. Run it on a
-machine that does nothing else; the files come from the page cache, since the first pass reads them.
+machine that does nothing else. The first pass reads the files into the page cache.
 """
 
 import json
@@ -23,9 +23,9 @@ import numpy as np
 import tyro
 from PIL import features
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from feed import Feed, training_batches
-from imagenet import Records, decode, open_imagenet, training_image
+from training.data.imagenet import Records, decode, open_imagenet, training_image
+from training.data.pipeline import training_batches
+from training.data.stream import Feed
 
 PACKAGES = ("grain", "tensorflow-datasets", "array_record", "pillow", "numpy")
 STEPS = 20  # of each repeat
@@ -48,9 +48,9 @@ def main(
         repeats: How often each measurement is repeated.
         out: JSON file to write.
     """
-    records = open_imagenet(data_dir).train
+    records: Any = open_imagenet(data_dir).train
     result: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "benchmarks.imagenet_pipeline", *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "libjpeg_turbo": features.version("libjpeg_turbo"),
         "machine": platform.platform(),
@@ -71,7 +71,7 @@ def main(
 
     most = max(workers)
     seconds = batch_size / statistics.median(result["pipeline"][most])
-    print(f"\n| a step, beside {most} workers | s | share of it spent waiting |\n|---|---|---|")
+    print(f"\n| a step, with {most} workers | s | share of it spent waiting |\n|---|---|---|")
     result["waiting"] = {}
     for name, pace in PACES.items():
         shares = waiting(records, batch_size, most, pace * seconds, repeats)

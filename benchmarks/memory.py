@@ -1,11 +1,11 @@
 """How much memory one training step takes, from the compiled program: nothing is trained.
 
-    python benchmarks/memory.py                   # each ImageNet network at batch 256
-    python benchmarks/memory.py --target h100     # without one: needs the extra cuda
-    python benchmarks/memory.py --out FILE.json
+    python -m benchmarks.memory                   # each ImageNet network at batch 256
+    python -m benchmarks.memory --target h100     # an absent card; needs the extra cuda
+    python -m benchmarks.memory --out FILE.json
 
-The numbers are XLA's own, for the kind of device that is here or for an NVIDIA H100. Without the
-card XLA cannot time kernels to choose among them: the ones chosen on it may take more memory.
+The numbers are XLA's own, for the device of this machine or for an NVIDIA H100. Without the card
+XLA cannot time kernels to choose among them: the ones chosen on the card may take more memory.
 """
 
 import json
@@ -22,28 +22,25 @@ import tyro
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from experiments import PRESETS
-from networks import build
-from runs import describe
-from train import make_train_step
+from experiments.presets import PRESETS
+from train import make_optimizer, make_train_step
+from training.data import Batch
+from training.network import first_state, make_network
+from training.records import describe
 
 NETWORKS = {
     "Bi-Real Net-18": "imagenet-birealnet-bop",
     "Binary AlexNet": "imagenet-alexnet-bop-released",
     "XNOR-Net": "imagenet-xnornet-bop-released",
 }
+STEPS_PER_EPOCH = 5004
 IMAGENET: Any = SimpleNamespace(
-    num_train=1_281_167,
     num_classes=1000,
     image_shape=(224, 224, 3),
     mean=(0.0,) * 3,
     std=(1.0,) * 3,
 )
-
-
-# What XLA wants to know of a GPU that is not there; the figures are NVIDIA's.
+# What XLA needs to know of an absent GPU; the figures are NVIDIA's.
 H100 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -73,7 +70,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 def absent_h100() -> Any:
-    """A device that programs can be compiled for, not run on."""
+    """A device that programs can be compiled for, but not run on."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # which asks the driver
     try:
         topology = topologies.get_topology_desc(
@@ -85,13 +82,19 @@ def absent_h100() -> Any:
 
 
 def step_memory(preset: str, batch_size: int, target: Any = None) -> dict[str, int]:
-    """Bytes of one step: of the state, which stays, and at its peak with all that it computes."""
-    config = replace(PRESETS[preset][1], batch_size=batch_size)
-    program, state = build(config, IMAGENET, jax.devices()[:1])
-    images = jax.ShapeDtypeStruct((batch_size, *IMAGENET.image_shape), jnp.uint8)
-    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    arguments = (state, (images, labels))
-    step = jax.jit(make_train_step(program, config), donate_argnums=0)
+    """Bytes of one step: of the state, which stays, and of everything at the peak."""
+    experiment = replace(PRESETS[preset][1], batch_size=batch_size)
+    network = make_network(experiment, IMAGENET)
+    optimizer = make_optimizer(experiment, network.labels, STEPS_PER_EPOCH)
+    state = jax.eval_shape(lambda: first_state(network, optimizer, 0))
+    batch = Batch(
+        jax.ShapeDtypeStruct((batch_size, *IMAGENET.image_shape), jnp.uint8),
+        jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+    )
+    arguments = (state, batch, jax.eval_shape(lambda: jax.random.key(0)), {})
+    source = SimpleNamespace(steps_per_epoch=STEPS_PER_EPOCH)
+    step = jax.jit(make_train_step(experiment, network, source), donate_argnums=0)
     if target is None:
         compiled = step.lower(*arguments).compile()
     else:
@@ -104,7 +107,7 @@ def step_memory(preset: str, batch_size: int, target: Any = None) -> dict[str, i
     analysis: Any = compiled.memory_analysis()
     taken, given = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
     return {
-        "state": sum(x.nbytes for x in jax.tree.leaves(state)),
+        "state": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         "total": taken + given - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes,
     }
 
@@ -132,7 +135,7 @@ def main(
         record = {key: known[key] for key in ("versions", "device", "git_commit", "git_dirty")}
         if device:
             record["device"] = {"kind": f"{device.device_kind}, absent"}
-        command = f"python benchmarks/memory.py --batch-size {batch_size} --target {target}"
+        command = f"python -m benchmarks.memory --batch-size {batch_size} --target {target}"
         record |= {"command": command, "batch_size": batch_size, "bytes": networks}
         out.write_text(json.dumps(record, indent=1) + "\n")
 

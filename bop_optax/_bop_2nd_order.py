@@ -77,7 +77,7 @@ def bop_2nd_order(
             :math:`v` adapts faster and is noisier.
         unbiased: True to correct both averages for their start at 0.
         ema_dtype: floating dtype of both averages. Below float32 they stop moving at small rates,
-            as in `bop`, and squares leave float16's range (|g| above 256 or below about 8e-3).
+            as in `bop`, and squares leave float16's range (`|g|` above 256 or below about 8e-3).
 
     Returns:
         A transform with the state `Bop2ndOrderState`, two averages a weight; its updates are those

@@ -25,7 +25,7 @@ def scale_by_glorot() -> optax.GradientTransformation:
 
     Returns:
         A stateless transform; updates keep their shape and dtype. Kernels have the layout of Flax,
-        (*window, in, out). Both fans count the window.
+        `(*window, in, out)`. Both fans count the window.
 
     Example:
         >>> updates, _ = scale_by_glorot().update({"kernel": jnp.ones((4, 2))}, optax.EmptyState())

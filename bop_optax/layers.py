@@ -187,7 +187,7 @@ class BinaryConv(_BinaryLayer):
     """A convolution of any rank with a binary kernel.
 
     The kernel is a `BinaryParam`, −1 or +1 with equal probability at the start. `bop` trains it and
-    keeps it ±1. The layout is channels-last, as in `nnx.Conv`: (..., *spatial, in_features), with
+    keeps it ±1. The layout is channels-last, as in `nnx.Conv`: `(..., *spatial, in_features)`, with
     any number of batch dimensions.
 
     Args:
@@ -274,7 +274,7 @@ class BinaryConv(_BinaryLayer):
         self.feature_group_count = feature_group_count
 
     def __call__(self, inputs: ArrayLike) -> jax.Array:
-        """Maps (..., *spatial, in_features) to (..., *spatial, out_features)."""
+        """Maps `(..., *spatial, in_features)` to `(..., *spatial, out_features)`."""
         return self._apply(
             inputs,
             self.in_features,

@@ -43,7 +43,7 @@ def ste_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
 
     Args:
         x: array of any shape, any floating dtype.
-        clip: largest |x| that the gradient passes, > 0. None: the gradient always passes (the
+        clip: largest `|x|` that the gradient passes, > 0. None: the gradient always passes (the
             unclipped estimator). Lower: fewer units learn. Higher: the pseudo-gradient differs more
             from the sign.
 

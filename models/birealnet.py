@@ -10,7 +10,7 @@ the image: its shortcut is a 2×2 mean, a real 1×1 convolution and BatchNorm. T
 with zeros after the sign.
 
 The network is that of the authors' code, whose first version had five blocks in the first stage.
-Larq Zoo's network has latent weights and scales their signs by the mean |w|, which is 1 for ±1
+Larq Zoo's network has latent weights and scales their signs by the mean `|w|`, which is 1 for ±1
 weights.
 
 References:

@@ -10,8 +10,9 @@ The network is that of the authors' code, which writes the dense layers as convo
 map. The code's L2 penalty on the two real kernels (5e-7 times the sum of squares) belongs to
 training and is not part of this file. Larq Zoo's BatchNorm has no scale.
 
-The original XNOR-Net scales each filter by its mean |w|. The authors' code has no such scale, since
-the mean |w| of ±1 weights is 1. For latent weights, `kernel_quantizer` can scale their signs.
+The original XNOR-Net scales each filter by its mean `|w|`. The authors' code has no such scale,
+since the mean `|w|` of ±1 weights is 1. For latent weights, `kernel_quantizer` can scale their
+signs.
 
 References:
     Rastegari, Ordonez, Redmon, Farhadi. XNOR-Net: ImageNet Classification Using Binary

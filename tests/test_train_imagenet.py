@@ -1,9 +1,10 @@
 """train.py on ImageNet's sample: a network whose images stream from files."""
 
-import dataclasses
 import json
 import signal
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,52 +13,49 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import datasets
-import feed
-import imagenet
 import train
-from experiments import PRESETS
-from tests.test_datasets import REAL, needs_imagenet
-from tests.test_runs import assert_same_run, metrics, run, start
+from experiments.presets import PRESETS
+from tests.test_train import build
+from tests.training.data.test_tfds import REAL, needs_imagenet
+from tests.training.test_run import assert_same_run, metrics, run, start
+from training.config import BinaryAlexNet, ImageNet
+from training.data import imagenet
+from training.data.pipeline import training_batches
 
 pytestmark = [pytest.mark.usefixtures("standard_promotion_throughout"), needs_imagenet]
 PRESET = "imagenet-birealnet-bop"
-TINY = dataclasses.replace(  # a network that compiles in a moment
+TINY = replace(  # a network that compiles in a moment
     PRESETS["imagenet-alexnet-bop-released"][1],
-    width=2,
-    units=8,
+    data=ImageNet(REAL, workers=0),
+    model=BinaryAlexNet(width=2, units=8),
     batch_size=24,
-    workers=0,
-    data_dir=REAL,
 )
 OPTIONS = (PRESET, "--width", 4, "--batch-size", 40, "--data-dir", REAL)
 
 
 def test_steps_and_accuracies_are_of_the_streamed_images():
     """Two steps by hand, then top-1 and top-5 over each validation image once."""
-    data = train.load_data(TINY)
-    program, state = train.build(TINY, data)
-    assert program.steps_per_epoch == 10
-    step = jax.jit(train.make_train_step(program, TINY))
-    by_hand, batches = state, iter(feed.training_batches(data.train, 24, seed=0))
+    data = TINY.data.load()
+    steps = build(TINY, data, jax.devices())
+    assert (steps.source.steps_per_epoch, steps.source.stacked) == (10, False)
+    by_hand, batches = steps.first(), iter(training_batches(data.train, 24, seed=0))
     expected = []
     for _ in range(2):
-        batch = next(batches)
-        by_hand, loss = step(by_hand, (jnp.asarray(batch["image"]), jnp.asarray(batch["label"])))
+        batch = jax.tree.map(jnp.asarray, next(batches))
+        by_hand, loss = steps.step(by_hand, batch, jax.random.key(0), {})
         expected.append(float(loss))
 
-    trainee = train.one_streamed_network(TINY, data, program)
-    chunks = trainee.chunks(0)
-    chunk = next(chunks)
-    state, losses = trainee.train_steps(state, [next(chunk) for _ in range(2)])
+    state, losses = steps.run(steps.first(), 2)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    record = trainee.metrics(state, 2, True)
-    chunks.close()
-    assert record["seconds_waited"] > 0
-    assert record["bad_images"] == 0
+    measured = steps.source.measurements()
+    assert measured["seconds_waited"] > 0
+    assert measured["bad_images"] == 0
+    assert steps.source.measurements()["seconds_waited"] == 0  # of the next epoch
+    count = jax.jit(train.make_count_correct(steps.network))
+    accuracy, top5_accuracy = train.evaluate(count, state, steps.source.evaluation())
 
-    model = nnx.merge(program.eval_graph, state.params, state.batch_stats)
-    classify = nnx.jit(lambda model, images: model(program.scale(images)))
+    model = nnx.merge(steps.network.eval_graph, state.params, state.batch_stats)
+    classify = nnx.jit(lambda model, images: model(steps.network.scale(images)))
     top1 = top5 = 0
     for number in range(0, 60, 20):
         files = [data.validation[i] for i in range(number, number + 20)]
@@ -66,64 +64,50 @@ def test_steps_and_accuracies_are_of_the_streamed_images():
         labels = np.array([file.label for file in files])
         top1 += np.sum(ranks[:, 0] == labels)
         top5 += np.sum(np.any(ranks[:, :5] == labels[:, None], -1))
-    assert record["validation_accuracy"] == pytest.approx(top1 / 60)
-    assert record["validation_top5"] == pytest.approx(top5 / 60)
+    assert accuracy == pytest.approx(top1 / 60)
+    assert top5_accuracy == pytest.approx(top5 / 60)
 
 
-def test_the_stream_goes_on_where_it_was_stopped():
-    """From a step on, batches are those of the whole stream, and no chunk crosses an epoch."""
-    data = train.load_data(TINY)
-    program, _ = train.build(TINY, data)
-    trainee = train.one_streamed_network(TINY, data, program)
+def test_the_stream_resumes_at_any_step():
+    """From a step on, batches are those of the whole stream."""
+    data = TINY.data.load()
+    source = build(TINY, data).source
 
-    def first_images(step: int, chunks: int) -> list[list[np.ndarray]]:
-        stream = trainee.chunks(step)
-        images = [
-            [np.asarray(batch[0][0, ::32, ::32]) for batch, _, _ in next(stream)]
-            for _ in range(chunks)
-        ]
-        stream.close()
-        return images
+    def first_images(step: int, number: int) -> list[np.ndarray]:
+        with closing(source.training(0, step)) as stream:
+            return [np.asarray(next(stream).images[0, ::32, ::32]) for _ in range(number)]
 
-    whole = first_images(0, 2)
-    assert [len(chunk) for chunk in whole] == [10, 10]
-    resumed = first_images(7, 1)
-    assert [len(chunk) for chunk in resumed] == [3]
-    np.testing.assert_array_equal(resumed[0], whole[0][7:])
+    whole = first_images(0, 12)
+    np.testing.assert_array_equal(first_images(7, 5), whole[7:])
 
 
-def test_scale_normalizes_each_channel():
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8))
-    ours = datasets.scale(images, imagenet.MEAN, imagenet.STD)
-    theirs = (np.asarray(images) - np.array(imagenet.MEAN)) / np.array(imagenet.STD)
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+def test_a_damaged_image_ends_the_run(monkeypatch):
+    """With a message that names it and the option that skips it, in training and evaluation."""
+
+    def broken(*_: object, **__: object):
+        raise imagenet.BadImage("does not decode: no known image format")
+
+    monkeypatch.setattr("training.data.pipeline.training_image", broken)
+    monkeypatch.setattr("training.data.pipeline.validation_image", broken)
+    source = build(TINY, TINY.data.load()).source
+    for stream in (source.training(0), source.evaluation()):
+        with pytest.raises(OSError, match=r"record \d+ .*does not decode.*: --bad-images skip"):
+            next(stream)
 
 
-@pytest.mark.parametrize("error", [OSError, RuntimeError, imagenet.BadImage])
-def test_what_ends_the_workers_ends_the_run(error, monkeypatch):
+@pytest.mark.parametrize("error", [OSError, RuntimeError])
+def test_an_error_of_the_workers_ends_the_run(error, monkeypatch):
     """With its message, in training and in evaluation, not with a traceback."""
 
     def broken(*_: object, **__: object):
         raise error("what happened")
 
-    monkeypatch.setattr(feed, "training_batches", broken)
-    monkeypatch.setattr(feed, "validation_batches", broken)
-    data = train.load_data(TINY)
-    program, state = train.build(TINY, data)
-    trainee = train.one_streamed_network(TINY, data, program)
-    chunks = trainee.chunks(0)
-    with pytest.raises(train.Stopped, match="what happened"):
-        trainee.train_steps(state, next(chunks))
-    with pytest.raises(train.Stopped, match="what happened"):
-        trainee.metrics(state, 1, True)
-
-
-def test_images_of_which_none_decodes_have_no_accuracy():
-    data = train.load_data(TINY)
-    program, state = train.build(TINY, data)
-    images = jnp.zeros((8, 224, 224, 3), jnp.uint8), jnp.zeros(8, jnp.int32)
-    with pytest.raises(train.Stopped, match="None of the images to evaluate on decodes"):
-        train.make_evaluate(program)(state, [(images, None, jnp.zeros(8, bool))])
+    monkeypatch.setattr("training.data.stream.training_batches", broken)
+    monkeypatch.setattr("training.data.stream.validation_batches", broken)
+    source = build(TINY, TINY.data.load()).source
+    for stream in (source.training(0), source.evaluation()):
+        with pytest.raises(OSError, match="what happened"):
+            next(stream)
 
 
 def epochs_done(run_dir: Path) -> int:
@@ -132,7 +116,7 @@ def epochs_done(run_dir: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_bit_identical(tmp_path):
+def test_a_killed_run_resumes_bit_identical(tmp_path):
     """Bi-Real Net-18 through real worker processes: stopped in its first epoch, then killed."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     process = run(*OPTIONS, "--epochs", 3, "--workers", 0, "--run-dir", whole)

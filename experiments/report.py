@@ -1,0 +1,299 @@
+"""Writes the tables of README.md and docs/, and draws the figures: python -m experiments.report.
+
+A table stands between `<!-- NAME: python -m experiments.report -->` and `<!-- end of NAME -->`.
+The records are in experiments/results:
+
+runs/NAME/*.json                  result.json of train.py, one file for each seed
+comparison/METHOD/*.json          the same, of experiments.compare
+comparison/search.json            a list: the points of its search
+sweep.json                        a list: records.json of experiments.sweep
+latent_weights/NAME/*.json        latent_weights.json of experiments.latent_weights
+benchmarks/{memory,pipeline}/     the records of benchmarks/
+sample/                           runs on a sample of a data set, which no table shows
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments.figures import plot_comparison, plot_flips, plot_sweep
+from experiments.methods import METHODS, Grid, at_point, grid_size
+from experiments.presets import PRESETS
+from experiments.records import Result, check_alike, describe, device, load, read, task
+
+ROOT = Path(__file__).parents[1]
+MEMORY = ("network", "batch", "weights and optimizer", "one training step", "compiled for")
+PIPELINE = ("part", "images/s", "")
+RUNS = ("command", "experiment", "test accuracy here", "seeds", "epochs", "seconds", "device")
+SEARCH = ("method", "searched", "best point", "validation accuracy, one seed", "points tried")
+COMPARISON = ("method", "rate × 0.1 every 2 epochs (n)", "rate linear to 0 (n)", "median seconds")
+SUMMARY = ("task", "method", "paper", "here ± std (n)", "time", "hardware", "command")
+SUMMARY_ROWS = (  # folder, method, the paper's accuracy, and the cores of a run on a CPU
+    ("runs/digits-bop", "Bop", "", "2 CPU cores"),
+    ("comparison/bop-linear", "Bop, γ linear to 0", "", "1 CPU core"),
+    ("comparison/adam-linear", "Adam on latent weights, rate linear to 0", "", "1 CPU core"),
+    ("comparison/sgd-linear", "SGD on latent weights, rate linear to 0", "", "1 CPU core"),
+    ("comparison/cema-linear", "CEMA, α linear to 0", "", "1 CPU core"),
+    ("runs/cifar10-birealnet-bop-width16", "Bop", "", "1 CPU core"),
+    ("runs/cifar10-bop", "Bop", "91.3 %", "CPU"),
+)
+
+
+def mean(percentages: Sequence[float]) -> str:
+    """Mean and, of several numbers, their standard deviation."""
+    spread = f" ± {statistics.stdev(percentages):.2f}" if len(percentages) > 1 else ""
+    return f"{statistics.mean(percentages):.2f}{spread} %"
+
+
+def accuracy(runs: Sequence[Result]) -> str:
+    """Mean accuracy of runs, standard deviation and number."""
+    return f"{mean([run.accuracy for run in runs])} ({len(runs)})"
+
+
+def seconds(runs: Sequence[Result]) -> str:
+    """Median time of runs."""
+    return f"{statistics.median(run.record['result']['seconds'] for run in runs):,.0f}"
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+
+
+# ---- Tables --------------------------------------------------------------------------------------
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """All tables by name, as Markdown.
+
+    Raises:
+        ValueError: for a folder without results, and for a record that is malformed or misplaced.
+    """
+    runs, methods = load(folder / "runs"), load(folder / "comparison")
+    latent, search = load(folder / "latent_weights"), folder / "comparison" / "search.json"
+    if not runs and not methods:
+        raise ValueError(f"{folder} holds no results")
+    return {
+        "summary": summary_table(runs, methods, latent),
+        "runs": markdown(RUNS, map(run_row, runs.values())),
+        "search": search_table(read(search) if search.exists() else []),
+        "comparison": comparison_table(methods),
+        "latent weights": latent_table(latent),
+        "memory": benchmark_table(folder / "benchmarks/memory", MEMORY, memory_rows),
+        "pipeline": benchmark_table(folder / "benchmarks/pipeline", PIPELINE, pipeline_rows),
+    }
+
+
+def run_row(runs: Sequence[Result]) -> Sequence[Any]:
+    """The row of one experiment."""
+    first, epochs = runs[0], runs[0].experiment.epochs
+    if getattr(first.experiment.data, "held_out", 0):
+        raise ValueError(f"{first.place} was evaluated on held-out images, not on the test images")
+    accuracies = mean([run.accuracy for run in runs])
+    command = f"`{first.command}`"
+    return command, describe(first), accuracies, len(runs), epochs, seconds(runs), device(first)
+
+
+def search_table(points: Sequence[Result]) -> str:
+    """A row for each method: its best point, and the accuracies of the others."""
+    by_method: dict[str, list[Result]] = {}
+    for point in points:
+        by_method.setdefault(point.record["method"], []).append(point)
+    rows = []
+    for method, own in by_method.items():
+        grid = METHODS[method][1]
+        first = values(own[0], grid)
+        for point in own:
+            if any(value not in grid[name] for name, value in values(point, grid).items()):
+                raise ValueError(f"{point.place} is no point of the grid of {method}")
+        check_alike(own, lambda e, first=first: replace(at_point(e, first), seed=0))
+        best, *others = sorted(own, key=lambda point: -point.accuracy)
+        texts = [", ".join(f"{v:g}" for v in values(p, grid).values()) for p in (best, *others)]
+        rest = [f"{p.accuracy:.1f} ({t})" for p, t in zip(others, texts[1:], strict=True)]
+        tried = f"{len(own)} of {grid_size(grid)}"
+        cells = (f"`{method}`", ", ".join(grid), texts[0], f"{best.accuracy:.2f} %", tried)
+        rows.append((*cells, ", ".join(rest)))
+    return markdown((*SEARCH, "other points"), rows)
+
+
+def values(point: Result, grid: Grid) -> dict[str, float]:
+    """The searched hyperparameters of a run: a number, or the first value of a schedule."""
+    optimizer = point.experiment.optimizer
+    own = {name: getattr(optimizer, name) for name in grid}
+    return {name: getattr(value, "initial", value) for name, value in own.items()}
+
+
+def comparison_table(methods: Mapping[str, Sequence[Result]]) -> str:
+    """A row for each optimizer: its test accuracy with either schedule."""
+    rows = []
+    for name in dict.fromkeys(method.rpartition("-")[0] for method in METHODS):
+        both = [methods.get(f"{name}-{schedule}", []) for schedule in ("staircase", "linear")]
+        if any(both):
+            times = " / ".join(seconds(runs) for runs in both if runs)
+            rows.append((f"`{name}`", *(accuracy(r) if r else "" for r in both), times))
+    return markdown(COMPARISON, rows)
+
+
+def latent_table(results: Mapping[str, Sequence[Result]]) -> str:
+    """A row for each preset: test accuracy with binary and with latent weights."""
+    rows, names = [], []
+    for runs in results.values():
+        accuracies = [run.record["latent_weights"] for run in runs]
+        names = list(accuracies[0])
+        cells = [mean([100 * a[name]["test"] for a in accuracies]) for name in names]
+        rows.append((f"`{runs[0].command}`", *cells, len(runs)))
+    return markdown(("trained by", *names, "seeds"), rows)
+
+
+def summary_table(
+    runs_of: Mapping[str, Sequence[Result]],
+    methods: Mapping[str, Sequence[Result]],
+    latent: Mapping[str, Sequence[Result]],
+) -> str:
+    """The rows of README.md: digits, the comparison, the paper's main claim, and section 3."""
+    rows = []
+    for folder, method, paper, cores in SUMMARY_ROWS:
+        kind, _, name = folder.partition("/")
+        runs = (runs_of if kind == "runs" else methods).get(name, [])
+        if runs:
+            first = runs[0]
+            command = first.command if kind == "runs" else "python -m experiments.compare"
+            paper = paper if kind == "runs" and not first.flags else ""
+            hardware = cores if first.record["device"]["platform"] == "cpu" else device(first)
+            cells = (accuracy(runs), f"{seconds(runs)} s", hardware, f"`{command}`")
+            rows.append((task(first.experiment), method, paper, *cells))
+        elif name in PRESETS:
+            experiment, command = PRESETS[name][1], f"`python train.py {name}`"
+            rows.append((task(experiment), method, paper, "not trained yet", "", "", command))
+    if runs := latent.get("cifar10-adam-small"):
+        of = [run.record["latent_weights"] for run in runs]
+        binary, real = (
+            mean([100 * accuracies[f"{weights}, new statistics"]["test"] for accuracies in of])
+            for weights in ("binary", "latent")
+        )
+        here = f"{real} ({len(runs)}) with latent, {binary} with binary weights"
+        claim, command = "no better than binary weights", "python -m experiments.latent_weights"
+        cells = ("Adam, evaluated with latent weights", claim, here, "", "", f"`{command} RUN`")
+        rows.append((task(runs[0].experiment), *cells))
+    return markdown(SUMMARY, rows)
+
+
+# ---- Benchmarks ----------------------------------------------------------------------------------
+
+
+def benchmark_table(
+    folder: Path, columns: Sequence[str], rows: Callable[[dict[str, Any]], list[Sequence[Any]]]
+) -> str:
+    """The rows of each record of a benchmark; ValueError names a file that is no such record."""
+    of_all = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            of_all += rows(json.loads(path.read_text()))
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(f"{path} is no record of a benchmark ({error!r})") from error
+    return markdown(columns, of_all)
+
+
+def memory_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
+    """A row for each network."""
+    rows = []
+    for network, memory in record["bytes"].items():
+        sizes = [f"{memory[key] / 2**30:.2f} GiB" for key in ("state", "total")]
+        rows.append((network, record["batch_size"], *sizes, record["device"]["kind"]))
+    return rows
+
+
+def pipeline_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
+    """Rows of the work on one image, of the whole pipeline, and of the waiting for it."""
+    rows = []
+    times = {name: statistics.median(s) for name, s in record["one_core"].items()}
+    read, decode, both = (times[name] for name in ("read", "decode", "decode_crop"))
+    parts = {"read": read, "decode": decode, "crop, resize": both - decode, "all": read + both}
+    for name, part in parts.items():
+        rows.append(
+            (f"one core: {name}", f"{1 / part:,.0f}", f"{part / (read + both):.0%} of its time")
+        )
+    for workers, rates in record["pipeline"].items():
+        name = f"batches, {workers} worker processes, {record['cpus']} cores"
+        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+        rows.append((name, f"{statistics.median(rates):,.0f}", spread))
+    for name, waiting in record["waiting"].items():
+        step, shares = waiting["step_seconds"], waiting["shares"]
+        waits = f"waits {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
+        rate = f"{record['batch_size'] / step:,.0f} requested"
+        rows.append((f"a stand-in device, {step:.2f} s a batch: {name}", rate, waits))
+    return rows
+
+
+# ---- Pages and figures ---------------------------------------------------------------------------
+
+
+def with_tables(page: str, named_tables: Mapping[str, str]) -> str:
+    """A page with each table between its marks.
+
+    Raises:
+        ValueError: for a mark of an unknown table, and for one without its end.
+    """
+    for name in re.findall(r"<!-- (.+): python -m experiments\.report -->", page):
+        if name not in named_tables:
+            raise ValueError(f"unknown table {name!r}: choose from {', '.join(named_tables)}")
+        start, end = f"<!-- {name}: python -m experiments.report -->\n", f"<!-- end of {name} -->"
+        before, _, rest = page.partition(start)
+        if end not in rest:
+            raise ValueError(f"table {name!r} has no line {end}")
+        page = before + start + named_tables[name] + end + rest.partition(end)[2]
+    return page
+
+
+def draw(results: Path) -> None:
+    """Draws Figures 1 and 2 and the flips of all methods, as far as there are results."""
+    runs, methods = load(results / "runs"), load(results / "comparison")
+    if (results / "sweep.json").exists():
+        records = [result.record for result in read(results / "sweep.json")]
+        plot_sweep(records, results / "figure1.png")
+    for of, names, file in (
+        (runs, ("cifar10-bop", "cifar10-adam", "cifar10-sgd"), "figure2.png"),
+        (methods, ("bop-staircase", "adam-staircase", "sgd-staircase"), "figure2-small.png"),
+    ):
+        if curves := {n: [r.record["metrics"] for r in of[n]] for n in names if n in of}:
+            plot_comparison(curves, results / file)
+    if curves := {n: [r.record["metrics"] for r in methods[n]] for n in METHODS if n in methods}:
+        dashed = [name for name in curves if name.endswith("-linear")]
+        plot_flips(curves, results / "flips-small.png", dashed)
+
+
+def main(results: Path = ROOT / "experiments" / "results", root: Path = ROOT) -> None:
+    """Writes the tables and the figures from the records of runs.
+
+    Args:
+        results: The folder of the records; figures go there too.
+        root: The folder of README.md and docs/.
+    """
+    written = {}
+    try:
+        named_tables = tables(results)
+        for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
+            try:
+                written[path] = with_tables(path.read_text(), named_tables)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        draw(results)
+    except (ValueError, LookupError, OSError) as error:
+        sys.exit(f"report.py: {error}")
+    for path, page in written.items():
+        if page != path.read_text():
+            path.write_text(page)
+            print(f"{path} has new tables.")
+    print(f"The figures in {results} are up to date.")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

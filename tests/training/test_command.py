@@ -1,0 +1,128 @@
+"""The command line: presets, data, and options of members that are not used."""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+from experiments.presets import PRESETS
+from train import Options
+from training.command import parse
+from training.config import Arrays, Cifar10, Digits, ImageNet, Schedule
+
+
+def read(monkeypatch, *arguments: object) -> tuple[str, Options]:
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    return parse("train.py", PRESETS, "digits-bop", Options, "Trains.")
+
+
+def test_presets_and_options(monkeypatch):
+    assert read(monkeypatch) == ("digits-bop", Options(PRESETS["digits-bop"][1]))
+    preset, options = read(monkeypatch, "cifar10-bop", "--gamma", "1e-3:0", "--threshold=0")
+    assert preset == "cifar10-bop"
+    assert options.experiment.optimizer.gamma == Schedule(1e-3, end=0.0)
+    assert options.experiment.optimizer.threshold == Schedule(0.0)
+    _, options = read(monkeypatch, "cifar10-adam", "--latent-learning-rate", "1e-2*0.1/5")
+    rate = options.experiment.optimizer.latent_learning_rate
+    assert rate == Schedule(1e-2, factor=0.1, every=5)
+    _, options = read(monkeypatch, "--run-dir", "runs/x", "--resume", "--no-flip", "--width", 8)
+    assert (options.run.run_dir, options.run.resume) == (Path("runs/x"), True)
+    assert (options.experiment.flip, options.experiment.model.width) == (False, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("digits", Digits()),
+        ("cifar10", Cifar10()),
+        ("imagenet2012", ImageNet()),
+        ("my/arrays.npz", Arrays(Path("my/arrays.npz"))),
+    ],
+)
+@pytest.mark.parametrize("spelling", [("--data", "{}"), ("--data={}",)])
+def test_data_by_name(name, data, spelling, monkeypatch):
+    arguments = [part.format(name) for part in spelling]
+    _, options = read(monkeypatch, "cifar10-bop", *arguments, "--epochs", 3)
+    assert options.experiment.data == data
+    assert options.experiment.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["cifar10-adam", "--gamma", 0.1],
+            "--gamma belongs to Bop, BopLayerwise, Bop2ndOrder, Cema; cifar10-adam has LatentAdam",
+        ),
+        (["--momentum=0.9"], "--momentum belongs to LatentSGD; digits-bop has Bop"),
+        (["--no-glorot-scaling"], "--glorot-scaling belongs to LatentAdam, LatentSGD;"),
+        (["--data-dir", "x"], "--data-dir belongs to Cifar10, ImageNet; digits-bop has Digits"),
+        (
+            ["imagenet-birealnet-bop", "--held-out", 5],
+            "--held-out belongs to Digits, Cifar10, Arrays; imagenet-birealnet-bop has ImageNet",
+        ),
+        (
+            ["cifar10-birealnet-bop", "--stages", 2],
+            "--stages belongs to BinaryNet; cifar10-birealnet-bop has BiRealNet",
+        ),
+        (["no-such-preset"], "unknown preset 'no-such-preset': choose from digits-bop, cifar10"),
+        (["--data", "x.txt"], "--data must be one of digits, cifar10, imagenet2012, or FILE.npz"),
+    ],
+)
+def test_options_that_would_not_act_are_refused(arguments, message, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        read(monkeypatch, *arguments)
+    assert message in str(stop.value.code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", -8], "--batch-size must be at least 1, got -8"),
+        (["--gamma", 2], "--gamma must be in (0, 1], got 2.0"),
+        (["--gamma", "1e-3*2/5"], "the factor of a staircase must be in (0, 1]"),
+        (["--gamma", "soon"], "'soon' is none of VALUE, VALUE:END and"),
+        (["--no-such-option"], "--no-such-option"),
+        (["--resume"], "--run-dir must be given with --resume"),
+    ],
+)
+def test_values_that_are_wrong(arguments, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read(monkeypatch, *arguments)
+    shown = f"{stop.value.code} {capsys.readouterr().err}"
+    assert message in " ".join(shown.replace("│", "").split())
+
+
+@pytest.mark.parametrize("preset", ["digits-bop", "cifar10-adam", "imagenet-birealnet-bop"])
+def test_help_explains_every_option_that_acts_and_no_other(preset, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read(monkeypatch, preset, "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    experiment = PRESETS[preset][1]
+    parts = (experiment.data, experiment.model, experiment.optimizer, experiment.real)
+    names = {f.name for part in parts for f in fields(part)}
+    names |= {"epochs", "batch_size", "pad", "flip", "seed"}
+    names |= {"run_dir", "resume", "checkpoint_epochs", "keep"}
+    for name in names:
+        assert "--" + name.replace("_", "-") in text
+    others = {"gamma", "momentum", "workers", "held_out", "stages", "latent_scale"} - names
+    assert others
+    for name in others:
+        assert "--" + name.replace("_", "-") not in text
+    for name in PRESETS:
+        assert name in text
+
+
+def test_a_programs_own_options_share_the_command_line(monkeypatch):
+    @dataclass(frozen=True)
+    class Own:
+        """Options of a program."""
+
+        experiment: object
+        times: int = 1
+
+    monkeypatch.setattr(sys, "argv", ["own", "--times", "3"])
+    _, options = parse("own", PRESETS, "digits-bop", lambda e: Own(e), "Own.")
+    assert options.times == 3

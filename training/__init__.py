@@ -1,0 +1,1 @@
+"""What `train.py` stands on: configurations, data, a run's folder."""

@@ -1,0 +1,161 @@
+"""What a run consists of: data, network, optimizers. Each class builds what it describes.
+
+An `Experiment` holds only what acts in its run: its data, its model and its optimizer are each one
+member of a union, with the options of that member alone. A model or data set of your own is any
+frozen dataclass with the same method, `build` or `load`.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+
+import tyro
+
+from training.config.data import Arrays, Cifar10, Digits, ImageNet
+from training.config.model import BinaryAlexNet, BinaryNet, BiRealNet, XNORNet
+from training.config.optimizer import (
+    Adam,
+    Bop,
+    Bop2ndOrder,
+    BopLayerwise,
+    Cema,
+    LatentAdam,
+    LatentSGD,
+    schedules,
+)
+from training.config.ranges import require
+from training.config.schedule import Schedule
+
+__all__ = [
+    "Adam",
+    "Arrays",
+    "BiRealNet",
+    "BinaryAlexNet",
+    "BinaryNet",
+    "Bop",
+    "Bop2ndOrder",
+    "BopLayerwise",
+    "Cema",
+    "Cifar10",
+    "Digits",
+    "Experiment",
+    "ImageNet",
+    "LatentAdam",
+    "LatentSGD",
+    "RunConfig",
+    "Schedule",
+    "XNORNet",
+    "from_json",
+    "to_json",
+]
+
+
+if TYPE_CHECKING:  # a class of your own is a member, too
+    Data = Model = Optimizer = Any
+else:
+    Data = Digits | Cifar10 | Arrays | ImageNet
+    Model = BinaryNet | BiRealNet | BinaryAlexNet | XNORNet
+    Optimizer = Bop | BopLayerwise | Bop2ndOrder | Cema | LatentAdam | LatentSGD
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one run trains, on what, and how."""
+
+    data: Data = field(default_factory=Digits)
+    model: Model = field(default_factory=BinaryNet)
+    optimizer: Optimizer = field(default_factory=Bop)
+    """Optimizer of the binary kernels. LatentAdam and LatentSGD train latent weights."""
+    real: Adam = field(default_factory=Adam)
+    """Optimizer of the real parameters."""
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 100
+    """Images in a step, over all devices."""
+    pad: int = 4
+    """Augmentation: random shifts by up to this many pixels. 0: none."""
+    flip: bool = True
+    """Augmentation: mirror half of the training images."""
+    seed: int = 0
+    """Seed ≥ 0 of the weights, the order of the images and the augmentation."""
+
+    def __post_init__(self):
+        require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        require(self.pad >= 0, "pad", "at least 0", self.pad)
+        require(0 <= self.seed < 2**32, "seed", "from 0 to 2³² − 1", self.seed)
+
+    @property
+    def depends_on_epochs(self) -> bool:
+        """True if a schedule ends with the last epoch, so that epochs cannot be added later."""
+        configs = (self.optimizer, self.real)
+        values = [getattr(config, f.name) for config in configs for f in fields(config)]
+        return any(isinstance(v, Schedule) and v.end is not None for v in values)
+
+    def hyperparameters(self, step: int, steps_per_epoch: int) -> dict[str, float]:
+        """The value of every schedule at a step."""
+        length = (self.epochs, steps_per_epoch)
+        values = schedules(self.optimizer, *length) | schedules(self.real, *length)
+        at_step: dict[str, Any] = {k: v(step) if callable(v) else v for k, v in values.items()}
+        return {name: float(value) for name, value in at_step.items()}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run goes, and how often it is saved."""
+
+    run_dir: Path | None = None
+    """Folder of the run, new or empty. Default: runs/PRESET-TIME."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Resume from the newest checkpoint in --run-dir."""
+    checkpoint_epochs: int = 1
+    """Epochs from one checkpoint to the next."""
+    keep: int = 2
+    """Number of checkpoints that are kept, the newest ones."""
+
+    def __post_init__(self):
+        for name in ("checkpoint_epochs", "keep"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        if self.resume and self.run_dir is None:
+            raise ValueError("--run-dir must be given with --resume")
+
+
+# ---- JSON ---------------------------------------------------------------------------------------
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as JSON values; each dataclass names its type."""
+    if isinstance(config, Schedule | Path):
+        return str(config)
+    if is_dataclass(config):
+        options = {f.name: to_json(getattr(config, f.name)) for f in fields(config)}
+        return {"type": type(config).__name__} | options
+    return config
+
+
+def from_json(record: dict[str, Any], hint: Any = Experiment) -> Any:
+    """The configuration that `to_json` wrote.
+
+    Args:
+        record: JSON values.
+        hint: the dataclass, or the union of dataclasses, that the record is of.
+
+    Raises:
+        ValueError: for a type that `hint` does not have, and for options out of range.
+        TypeError: for unknown options.
+    """
+    types = {cls.__name__: cls for cls in get_args(hint) or (hint,)}
+    options = dict(record)
+    name = options.pop("type")
+    if name not in types:
+        raise ValueError(f"{name} is none of {', '.join(types)}")
+    hints = get_type_hints(types[name])
+    return types[name](**{k: _option(v, hints.get(k)) for k, v in options.items()})
+
+
+def _option(value: Any, hint: Any) -> Any:
+    if isinstance(value, dict):
+        return from_json(value, hint)
+    if hint is Schedule:
+        return Schedule.parse(value)
+    return Path(value) if value is not None and Path in (hint, *get_args(hint)) else value

@@ -1,0 +1,36 @@
+"""Data sets and the batches that they yield: in memory, or streamed from files."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+
+class Batch(NamedTuple):
+    """Images with labels, the one shape that every source of data yields.
+
+    A stack of batches has a leading axis of steps on each array.
+
+    Attributes:
+        images: uint8, (batch, height, width, channels).
+        labels: int32, (batch,), from 0 to the number of classes − 1.
+        mask: bool, (batch,). False on padding and on images that could not be decoded.
+    """
+
+    images: Any
+    labels: Any
+    mask: Any
+
+
+def check_batch_size(batch_size: int, num_train: int, mesh: "Mesh") -> None:
+    """Raises a ValueError unless an epoch has a batch and the mesh's devices can share it."""
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if batch_size > num_train:
+        raise ValueError(
+            f"--batch-size must be at most the {num_train} training images, got {batch_size}"
+        )
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"--batch-size must be a multiple of the {mesh.size} devices, got {batch_size}"
+        )

@@ -1,0 +1,288 @@
+"""Data sets that fit into memory, and their batches, gathered on the devices."""
+
+import itertools
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from training.data import Batch, check_batch_size
+
+_LARGEST_LABEL: Any = None  # `Dataset` replaces it by an int
+STEPS_AT_ONCE = 200  # at most, in a stack of batches
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory, checked when it is made.
+
+    Attributes:
+        train_images: uint8, (number, height, width, channels).
+        train_labels: integers, (number,), from 0 to `num_classes` − 1; kept as int32.
+        test_images: as `train_images`; the images to evaluate on.
+        test_labels: as `train_labels`.
+        num_classes: number of classes. Default: the largest label + 1.
+        class_names: a name for each class, or None.
+        mean: `scale` subtracts it: a number, or one for each channel, from 0 to 255.
+        std: `scale` divides by it, as `mean`.
+        evaluated_on: the name of the split that the test images are.
+
+    Raises:
+        ValueError: for arrays of another dtype or shape, labels out of range and empty splits; the
+            message names the array, its value and the remedy.
+
+    Example:
+        >>> images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
+        >>> data = Dataset(images, labels, images, labels)
+        >>> data.num_train, data.num_classes, data.image_shape
+        (4, 4, (8, 8, 1))
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int = _LARGEST_LABEL
+    class_names: tuple[str, ...] | None = None
+    mean: float | tuple[float, ...] = 127.5
+    std: float | tuple[float, ...] = 127.5
+    evaluated_on: Literal["test", "validation"] = "test"
+
+    def __post_init__(self):
+        """Checks the arrays and fills in `num_classes`."""
+        for split in ("train", "test"):
+            images = np.asarray(getattr(self, f"{split}_images"))
+            labels = np.asarray(getattr(self, f"{split}_labels"))
+            _check_split(split, images, labels)
+            object.__setattr__(self, f"{split}_images", images)
+            object.__setattr__(self, f"{split}_labels", labels.astype(np.int32))
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ValueError(
+                f"train_images and test_images must be of one shape, got images of "
+                f"{self.train_images.shape[1:]} and {self.test_images.shape[1:]}: resize one split"
+            )
+        largest = int(max(self.train_labels.max(), self.test_labels.max()))
+        if self.num_classes is None:
+            object.__setattr__(self, "num_classes", largest + 1)
+        if largest >= self.num_classes:
+            raise ValueError(
+                f"labels must be from 0 to {self.num_classes - 1} (num_classes is "
+                f"{self.num_classes}), got {largest}: give the true number of classes"
+            )
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"class_names must have a name for each of the {self.num_classes} classes, got "
+                f"{len(self.class_names)} names: add the missing ones, or leave class_names out"
+            )
+
+    @property
+    def num_train(self) -> int:
+        """The number of training images."""
+        return len(self.train_images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return self.train_images.shape[1:]
+
+    def hold_out(self, number: int) -> "Dataset":
+        """Replaces the test images by `number` training images: a validation split.
+
+        Hyperparameters are chosen on it; the test images are left for the report. The split is the
+        start of one fixed permutation.
+
+        Raises:
+            ValueError: unless some training images are held out and some are left.
+        """
+        if not 0 < number < self.num_train:
+            raise ValueError(
+                f"--held-out must be from 1 to {self.num_train - 1}, fewer than the training "
+                f"images, got {number}"
+            )
+        order = np.random.default_rng(0).permutation(self.num_train)
+        held, kept = order[:number], np.sort(order[number:])
+        return replace(
+            self,
+            train_images=self.train_images[kept],
+            train_labels=self.train_labels[kept],
+            test_images=self.train_images[held],
+            test_labels=self.train_labels[held],
+            evaluated_on="validation",
+        )
+
+    def batches(self, batch_size: int, mesh: Mesh) -> "InMemory":
+        """Puts the data on the mesh.
+
+        Args:
+            batch_size: images in a batch, over all devices.
+            mesh: devices with the axis "batch".
+
+        Raises:
+            ValueError: for a batch that the training images do not fill, or that the devices cannot
+                share.
+        """
+        check_batch_size(batch_size, self.num_train, mesh)
+        return InMemory(self, batch_size, mesh)
+
+
+def _check_split(split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"{split}_images must be uint8, from 0 to 255, got {images.dtype}: scale the images to "
+            "that range and convert them with .astype(np.uint8)"
+        )
+    if images.ndim != 4:
+        raise ValueError(
+            f"{split}_images must have the shape (number, height, width, channels), got "
+            f"{images.shape}: reshape them; grey images have one channel, images[..., None]"
+        )
+    if not images.size:
+        raise ValueError(f"{split}_images is empty, of shape {images.shape}: add images")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{split}_labels must have the shape {images.shape[:1]}, a class number for each "
+            f"image, got {labels.shape}: add or drop labels; one-hot rows become numbers by "
+            ".argmax(-1)"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{split}_labels must be integers, got {labels.dtype}: convert them with "
+            ".astype(np.int32)"
+        )
+    if labels.min() < 0 or labels.max() >= 2**31:
+        raise ValueError(
+            f"{split}_labels must be from 0 to the number of classes − 1, got {labels.min()} to "
+            f"{labels.max()}: number the classes from 0"
+        )
+
+
+# ---- Two sources of data sets -----------------------------------------------------------------
+
+
+def digits() -> Dataset:
+    """The 1,797 handwritten digits, 8×8, of scikit-learn: 1,437 to train, 360 to test.
+
+    The split is one fixed permutation. Grey levels 0 to 16 are scaled to 0 to 255.
+
+    References:
+        Alpaydin, Kaynak. Optical Recognition of Handwritten Digits. UCI, 1998.
+    """
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    images = np.rint(data.images[..., None] * (255 / 16)).astype(np.uint8)
+    order = np.random.default_rng(0).permutation(len(images))
+    test, train = order[:360], order[360:]
+    arrays = (images[train], data.target[train], images[test], data.target[test])
+    return Dataset(*arrays, class_names=tuple("0123456789"))
+
+
+def load_npz(path: Path) -> Dataset:
+    """Loads a data set from a file that `numpy.savez` or `numpy.savez_compressed` wrote.
+
+    Args:
+        path: .npz file of the arrays train_images, train_labels, test_images, test_labels and, if
+            the classes have names, class_names.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or if its arrays are not a data set.
+    """
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = [stored[name] for name in names]
+            class_names = stored["class_names"].tolist() if "class_names" in stored else None
+        return Dataset(*arrays, class_names=class_names and tuple(map(str, class_names)))
+    except Exception as error:  # NumPy, zipfile and zlib each raise their own
+        raise ValueError(
+            f"{path} is not a data set ({error}): write it with "
+            f"np.savez(path, {', '.join(f'{name}=...' for name in names)}), images as uint8 "
+            "(number, height, width, channels), labels as integers (number,)"
+        ) from error
+
+
+# ---- Batches ----------------------------------------------------------------------------------
+
+
+class InMemory:
+    """Batches of a data set that lies in the memory of every device.
+
+    Attributes:
+        steps_per_epoch: batches in an epoch; an incomplete last batch is dropped.
+        stacked: True if a training batch is a stack of steps, to be scanned, as on an accelerator.
+            On a CPU it is one step: XLA's convolutions are many times slower inside a loop there.
+    """
+
+    def __init__(self, data: Dataset, batch_size: int, mesh: Mesh):
+        """Copies the data to every device of the mesh."""
+        self.steps_per_epoch = data.num_train // batch_size
+        self.stacked = jax.default_backend() != "cpu"
+        # Collectives of several steps in flight can starve each other on a CPU's few threads.
+        self.dispatched = 10 if mesh.size == 1 and not self.stacked else 1
+        self.evaluated_on = data.evaluated_on
+        self._batch_size = batch_size
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._train = jax.device_put((data.train_images, data.train_labels), everywhere)
+        self._test = jax.device_put((data.test_images, data.test_labels), everywhere)
+        one = NamedSharding(mesh, PartitionSpec("batch"))
+        stack = NamedSharding(mesh, PartitionSpec(None, "batch"))
+        self._gather = jax.jit(_gather, out_shardings=one)
+        self._gather_training = jax.jit(_gather, out_shardings=stack if self.stacked else one)
+
+    def training(self, seed: int, step: int = 0) -> Generator[Batch]:
+        """Yields training batches without end.
+
+        Args:
+            seed: draws each epoch's order.
+            step: number of the first batch, from 0: a resumed run has the batches of a whole one.
+
+        Yields:
+            A batch; if `stacked`, up to 200 of one epoch, (steps, batch, ...).
+        """
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        for number in itertools.count(epoch + 1):
+            batches = epoch_batches(seed, number, len(self._train[0]), self._batch_size)[offset:]
+            if self.stacked:
+                batches = np.array_split(batches, math.ceil(len(batches) / STEPS_AT_ONCE))
+            for positions in batches:
+                yield self._gather_training(*self._train, positions)
+            offset = 0
+
+    def evaluation(self) -> Generator[Batch]:
+        """Yields each test image once; the last batch is padded."""
+        steps = math.ceil(len(self._test[0]) / self._batch_size)
+        positions = np.arange(steps * self._batch_size, dtype=np.int32)
+        for batch in positions.reshape(steps, -1):
+            yield self._gather(*self._test, batch)
+
+    def measurements(self) -> dict[str, float]:
+        """None: batches in memory keep nobody waiting."""
+        return {}
+
+
+def epoch_batches(seed: int, epoch: int, number: int, batch_size: int) -> np.ndarray:
+    """The shuffled positions of an epoch's images, (steps, batch_size), int32.
+
+    They depend on the seed and the epoch alone. An incomplete last batch is dropped.
+
+    Args:
+        seed: from 0.
+        epoch: from 1.
+        number: training images.
+        batch_size: images in a batch.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(number).astype(np.int32)
+    steps = number // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def _gather(images: jax.Array, labels: jax.Array, positions: jax.Array) -> Batch:
+    """The images at the positions; a position behind the last image is padding."""
+    nearest = jnp.minimum(positions, len(images) - 1)
+    return Batch(images[nearest], labels[nearest], positions < len(images))

@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM, noted by a thread, so that they are heard while XLA compiles too."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class Stopped(Exception):
+    """A run that ended before its last epoch.
+
+    Attributes:
+        status: exit status of the process: 128 + the signal, or 1.
+        folder: the run's folder, if the run can be resumed.
+    """
+
+    def __init__(self, message: str, status: int = 1, folder: Path | None = None):
+        super().__init__(message)
+        self.status, self.folder = status, folder
+
+
+class Interrupt:
+    """The first signal asks a run to save and stop; a second one ends the process at once.
+
+    An object that does not `watch` never sees a signal: Python's own handlers stay in place.
+
+    Attributes:
+        number: the signal that arrived, 0 before.
+        can_save: False while a run has nothing to save; a signal then ends the process at once.
+    """
+
+    def __init__(self):
+        self.number = 0
+        self.can_save = False
+
+    def watch(self) -> "Interrupt":
+        """Starts to listen; returns itself.
+
+        Call it before JAX is imported: threads inherit the mask, and a thread without it would take
+        the signal.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=self._wait, daemon=True).start()
+        return self
+
+    def _wait(self) -> None:
+        while True:
+            number = signal.sigwait(SIGNALS)
+            if self.number or not self.can_save:
+                print("\nStopped at once, without a checkpoint.", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+            self.number = number
+            print(
+                "\nStopping after this step. A second signal stops at once, without a checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,133 @@
+"""The network of an experiment, split into what is compiled and what training changes."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from bop_optax import binary_labels, flip_ratio, log_flip_ratio
+from bop_optax.layers import BinaryParam, LatentParam
+from training.config import Experiment
+from training.data.augment import scale
+from training.interrupt import Stopped
+
+
+class TrainState(NamedTuple):
+    """All that training changes. `sums` adds up the metrics of the epoch's steps so far."""
+
+    step: jax.Array
+    params: Any
+    batch_stats: nnx.State
+    opt_state: optax.OptState
+    sums: dict[str, Any]
+
+
+class Network(NamedTuple):
+    """What a training step is compiled from.
+
+    Attributes:
+        draw: seed → the first parameters and batch statistics.
+        train_graph, eval_graph: the model in either mode, for `nnx.merge`.
+        labels: "binary" or "real" for each parameter, as from `binary_labels`.
+        scale: uint8 images → the float32 images that the model takes.
+    """
+
+    draw: Callable[[Any], tuple[Any, nnx.State]]
+    train_graph: nnx.GraphDef
+    eval_graph: nnx.GraphDef
+    labels: Any
+    scale: Callable[[jax.Array], jax.Array]
+
+
+def make_network(experiment: Experiment, data: Any) -> Network:
+    """Describes the experiment's network for the images of `data`; draws no weights."""
+
+    def model_of(seed: Any) -> nnx.Module:
+        rngs = nnx.Rngs(jax.random.key(seed))
+        options = experiment.optimizer.kernel_options
+        return experiment.model.build(data.image_shape, data.num_classes, rngs=rngs, **options)
+
+    def draw(seed: Any) -> tuple[Any, nnx.State]:
+        _, params, batch_stats = nnx.split(model_of(seed), nnx.Param, ...)
+        return params, batch_stats
+
+    model = nnx.eval_shape(lambda: model_of(0))
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+    model.train()
+    train_graph, shapes, _ = nnx.split(model, nnx.Param, ...)
+    labels = binary_labels(shapes, lambda _, v: isinstance(v, BinaryParam | LatentParam))
+    return Network(
+        draw, train_graph, eval_graph, labels, partial(scale, mean=data.mean, std=data.std)
+    )
+
+
+def first_state(network: Network, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
+    """Draws the weights of a seed, which may be traced."""
+    params, batch_stats = network.draw(seed)
+    sums = {"loss": jnp.zeros([]), "correct": jnp.zeros([], jnp.int32)}
+    sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, params, network.labels))
+    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params), sums)
+
+
+def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:
+    """The binary kernels of a tree by layer, as in {"convs/0": ...}, in the order of its leaves."""
+    flat_labels = jax.tree_util.tree_leaves_with_path(labels)
+    nodes = jax.tree.structure(labels).flatten_up_to(tree)
+    return {
+        jax.tree_util.keystr(path[:-1], simple=True, separator="/"): node
+        for (path, label), node in zip(flat_labels, nodes, strict=True)
+        if label == "binary"
+    }
+
+
+def flip_metrics(before: Any, after: Any, labels: Any) -> dict[str, dict[str, jax.Array]]:
+    """Flip ratio and π_t of one step: of each layer, and of all binary weights together."""
+    old, new = binary_layers(before, labels), binary_layers(after, labels)
+    return {
+        name: {k: metric(old[k], new[k]) for k in old} | {"all": metric(old, new)}
+        for name, metric in (("flip_ratio", flip_ratio), ("log_flip_ratio", log_flip_ratio))
+    }
+
+
+def epoch_means(sums: dict[str, Any], steps: int, batch_size: int) -> dict[str, Any]:
+    """Means over the first `steps` steps of an epoch; of several networks, a list of each."""
+    sums = jax.device_get(sums)
+    correct = sums.pop("correct")
+    means = jax.tree.map(lambda total: (total / steps).tolist(), sums)
+    return means | {"train_accuracy": (correct / (steps * batch_size)).tolist()}
+
+
+def check_finite(losses: np.ndarray, step: int, epoch: int) -> None:
+    """Raises Stopped for the first loss, of (steps,) or (steps, networks), that is not finite."""
+    bad = np.argwhere(~np.isfinite(losses))
+    if bad.size:
+        network = f" of network {bad[0][1] + 1}" if losses.ndim == 2 else ""
+        raise Stopped(
+            f"The loss{network} is {losses[tuple(bad[0])]} at step {step + bad[0][0] + 1} "
+            f"(epoch {epoch}): stopped. Lower --learning-rate, or look at the data."
+        )
+
+
+def count_parameters(network: Network) -> tuple[int, int]:
+    """Numbers of binary and of real parameters."""
+    params, _ = jax.eval_shape(network.draw, 0)
+    binary = sum(x.size for x in jax.tree.leaves(binary_layers(params, network.labels)))
+    return binary, sum(x.size for x in jax.tree.leaves(params)) - binary
+
+
+def device_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """A mesh whose one axis, "batch", divides the images among the devices. None: all devices."""
+    devices = devices or jax.devices()
+    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def on_every_device(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A copy of a tree of arrays on each device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -1,0 +1,73 @@
+"""What a run prints: a header, a finished line for each epoch, a live bar below on a terminal."""
+
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+
+def header(preset: str, binary: int, real: int, folder: Path) -> str:
+    """The first line of a run: preset, numbers of parameters, devices, folder."""
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
+    return f"{preset}: {binary:,} binary + {real:,} real, {devices}, {here}"
+
+
+class EpochBar:
+    """One epoch on the terminal: a bar while it trains, a line when it is finished.
+
+    The bar is drawn on standard error, if that is a terminal; the line goes to standard output.
+
+    Args:
+        epoch: number of the epoch, from 1.
+        epochs: number of epochs of the run.
+        steps: steps of the epoch.
+        batch_size: images in a step.
+        done: steps that an earlier process has done.
+    """
+
+    def __init__(self, epoch: int, epochs: int, steps: int, batch_size: int, done: int = 0):
+        self._title = f"epoch {epoch}/{epochs}"
+        self._batch_size = batch_size
+        self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = tqdm(
+            desc=self._title,
+            total=steps * batch_size,
+            initial=done * batch_size,
+            unit="images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=False,
+            disable=not self.on_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, steps: int) -> None:
+        """Moves the bar on by some steps."""
+        self._bar.update(steps * self._batch_size)
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Removes the bar and prints the epoch's line."""
+        self._bar.close()
+        print(f"{self._title}: {summary(metrics)}", flush=True)
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """Loss, accuracies, flips and seconds of an epoch; of several networks, their means."""
+    accuracies = ", ".join(
+        f"{name} {np.mean(metrics[f'{split}_accuracy']):.2%}"
+        for split, name in (("train", "train"), ("validation", "val"), ("test", "test"))
+        if f"{split}_accuracy" in metrics
+    )
+    return (
+        f"loss {np.mean(metrics['loss']):.3f}, {accuracies}, "
+        f"flips {np.mean(metrics['flip_ratio']['all']):.1e}, {metrics['seconds']:.1f} s"
+    )

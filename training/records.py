@@ -1,0 +1,121 @@
+"""The JSON files of a run: what it is, on what it ran, and what it reached."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+
+from training.config import Experiment, from_json, to_json
+
+FORMAT = 2  # of result.json
+MACHINE = ("data_dir", "workers", "bad_images")  # options of the data that change no image
+PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "bop_optax")
+
+
+def describe(experiment: Experiment, preset: str, data: Any = None) -> dict[str, Any]:
+    """What config.json holds: the experiment, its images, versions, device, commit.
+
+    Args:
+        experiment: the configuration.
+        preset: name of the preset that it started from.
+        data: what `experiment.data.load()` returned.
+    """
+    device = jax.devices()[0]
+    status = _git("status", "--porcelain")
+    return {
+        "preset": preset,
+        "config": to_json(experiment),
+        "images": None if data is None else describe_images(data),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+        },
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+    }
+
+
+def describe_images(data: Any) -> dict[str, Any]:
+    """What a network needs to know of its images: shape, classes, scaling."""
+    return {
+        "shape": list(data.image_shape),
+        "num_classes": data.num_classes,
+        "class_names": None if data.class_names is None else list(data.class_names),
+        "mean": data.mean,
+        "std": data.std,
+    }
+
+
+def result_record(
+    description: dict[str, Any], result: dict[str, Any], metrics: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A finished run in one record that names no folder, as in experiments/results."""
+    record = {"format": FORMAT, **deepcopy(description), "result": result, "metrics": metrics}
+    for part in (record, *record.get("resumed", [])):
+        part["config"]["data"].pop("data_dir", None)
+    record["result"] = {k: v for k, v in result.items() if k != "run_dir"}
+    return record
+
+
+def read_record(path: Path) -> tuple[Experiment, dict[str, Any]]:
+    """Reads a result.json: the experiment, and the whole record.
+
+    Raises:
+        ValueError: for a file that is no such record, or of another version; it names the file.
+    """
+    try:
+        record = json.loads(path.read_text())
+        return check_record(record), record
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
+
+
+def check_record(record: dict[str, Any]) -> Experiment:
+    """The experiment of a record.
+
+    Raises:
+        ValueError: for a record of another format, or without an accuracy.
+        KeyError, TypeError: for missing or unknown keys.
+    """
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+    experiment = from_json(record["config"])
+    if not any(key.endswith("accuracy") for key in record["result"]):
+        raise ValueError("no accuracy")
+    return experiment
+
+
+@contextmanager
+def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
+    """Writes to a second file and renames it, so that a killed process leaves no half of a file."""
+    partial = path.with_suffix(".tmp")
+    with partial.open(mode) as file:
+        yield file
+    partial.replace(path)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with replacing(path, "w") as file:
+        file.write(json.dumps(record, indent=1) + "\n")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
