@@ -1,6 +1,6 @@
 """Trains a Binarized Neural Network with Bop, top to bottom.
 
-    python train.py                                    # digits, under a minute on two CPU cores
+    python train.py                                    # digits, half a minute on two CPU cores
     python train.py cifar10-bop --data-dir DIR         # the paper's section 5.2
     python train.py cifar10-bop --width 64 --epochs 3 --gamma 1e-3:0 --data-dir DIR
     python train.py --data FILE.npz --stages 3         # your own images
@@ -48,9 +48,9 @@ from training.network import (
     device_mesh,
     epoch_means,
     first_state,
-    flip_metrics,
     make_network,
     on_every_device,
+    step_metrics,
 )
 from training.progress import EpochBar, header
 from training.run import Run, RunError
@@ -164,8 +164,8 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
         params = optax.apply_updates(state.params, updates)
 
         correct = (logits.argmax(-1) == batch.labels) & batch.mask
-        metrics = {"loss": loss, "correct": jnp.sum(correct)}
-        metrics |= flip_metrics(state.params, params, network.labels)
+        counted = (loss, jnp.sum(correct))
+        metrics = step_metrics(*counted, state.params, params, network.labels)
         first = state.step % source.steps_per_epoch == 0
         sums = jax.tree.map(lambda total, x: jnp.where(first, 0, total) + x, state.sums, metrics)
         return TrainState(state.step + 1, params, batch_stats, opt_state, sums), loss
@@ -256,7 +256,7 @@ def train(
                             folder.folder,
                         )
                 rate = (done - resumed_at) * experiment.batch_size / (time.perf_counter() - start)
-                if folder.epoch_ends_saved(epoch):
+                if folder.saves_after(epoch):
                     folder.save(state, step)  # before the evaluation, which may be long
                 metrics: dict[str, Any] = {"epoch": epoch, "step": step}
                 metrics |= epoch_means(state.sums, steps, experiment.batch_size)
@@ -292,7 +292,7 @@ def main() -> None:
     except (ValueError, OSError, RunError) as error:
         sys.exit(f"train.py: {error}")
     except Stopped as stopped:
-        command.end(str(stopped), stopped.status, stopped.folder)
+        command.end("train.py", stopped, stopped.folder)
     print(json.dumps(result))
 
 

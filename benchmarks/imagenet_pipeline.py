@@ -146,4 +146,4 @@ def summary(values: Any, form: str) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m benchmarks.imagenet_pipeline")

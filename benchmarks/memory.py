@@ -77,7 +77,7 @@ def absent_h100() -> Any:
             "h100", platform="cuda", topology="1x1x1", target_config=H100
         )
     except NotImplementedError:
-        sys.exit("memory.py: --target h100 needs JAX for CUDA: pip install -e '.[cuda]'")
+        sys.exit("benchmarks.memory: --target h100 needs JAX for CUDA: pip install -e '.[cuda]'")
     return topology.devices[0]
 
 
@@ -123,7 +123,7 @@ def main(
         out: File to write the numbers to, as JSON.
     """
     if batch_size < 1:
-        sys.exit(f"memory.py: --batch-size must be at least 1, got {batch_size}")
+        sys.exit(f"benchmarks.memory: --batch-size must be at least 1, got {batch_size}")
     device = absent_h100() if target == "h100" else None
     networks = {}
     for name, preset in NETWORKS.items():
@@ -141,4 +141,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m benchmarks.memory")

@@ -34,7 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from experiments.methods import METHODS, Point, at_point, grid_size, on_edge
 from experiments.workers import Trials, locked, open_storage, run_network, start_workers, work
 from training.config import Experiment, to_json
-from training.config.data import named
+from training.config.data import data_from_name
 from training.config.ranges import require
 from training.records import check_record, read_record, write_json
 from training.run import RunError
@@ -64,7 +64,7 @@ class Comparison:
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds of the reported runs. Seeds may be added to a finished comparison."""
     data: str | None = None
-    """digits, cifar10 or FILE.npz. This option and those below replace the options of all
+    """digits, cifar10 or FILE.npz. The options from --data to --flip replace those of all
     methods."""
     data_dir: Path | None = None
     """TFDS directory. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
@@ -87,7 +87,7 @@ class Comparison:
     grace: int = 60
     """Seconds without a heartbeat after which another worker takes the run."""
     quiet: bool = False
-    """Print finished runs alone. The processes of --workers do."""
+    """Do not print the summary and the final JSON. Set for the processes that --workers starts."""
 
     def __post_init__(self):
         for name in ("workers", "held_out", "heartbeat"):
@@ -109,7 +109,7 @@ class Comparison:
     def experiment(self, method: str) -> Experiment:
         """The experiment of a method, with the options of the command."""
         own = METHODS[method][0]
-        data = own.data if self.data is None else named(self.data)
+        data = own.data if self.data is None else data_from_name(self.data)
         data = with_options(data, data_dir=self.data_dir)
         model = with_options(own.model, width=self.width, units=self.units, stages=self.stages)
         options = {name: getattr(self, name) for name in ("epochs", "batch_size", "pad", "flip")}
@@ -130,7 +130,7 @@ class Comparison:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The options that a folder keeps, as JSON values: all but seeds and machines."""
+        """What identifies a comparison, as JSON values: all options but seeds, paths and workers."""
         identity = {n: getattr(self, n) for n in ("held_out", "search_seed", "sampler", "trials")}
         identity["grids"] = {method: METHODS[method][1] for method in self.methods}
         identity["experiments"] = {m: to_json(self.experiment(m)) for m in self.methods}
@@ -295,7 +295,7 @@ def warn_of_edges(best: dict[str, Point]) -> None:
 
 def main() -> None:
     """Compares the methods that the command line names, in this process or in several."""
-    comparison = tyro.cli(Comparison, prog="experiments.compare", description=__doc__)
+    comparison = tyro.cli(Comparison, prog="python -m experiments.compare", description=__doc__)
     try:
         name = register(comparison)
         if not comparison.quiet:

@@ -122,7 +122,7 @@ def main(run: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = 
         config = replace(experiment.data, data_dir=data_dir) if has_files else experiment.data
         data, model = config.load(), load_run(run).model
     except (ValueError, OSError) as error:
-        sys.exit(f"latent_weights.py: {error}")
+        sys.exit(f"experiments.latent_weights: {error}")
     accuracies = evaluate(model, data, experiment.batch_size)
     del record["metrics"]
     write_json(run / "latent_weights.json", record | {"latent_weights": accuracies})
@@ -131,7 +131,7 @@ def main(run: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = 
 
 def cli() -> None:
     """Reads the command line."""
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m experiments.latent_weights")
 
 
 if __name__ == "__main__":

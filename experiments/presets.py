@@ -84,7 +84,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     ),
     "cifar10-bop-sweep": (
         "Section 5.1, one point of Figure 1: batch 100, γ = 1e-3, τ = 1e-6.",
-        Experiment(data=Cifar10()),
+        Experiment(Cifar10(), BinaryNet(), Bop(Schedule(1e-3), Schedule(1e-6))),
     ),
     "cifar10-bop-threshold-decay": (
         "Section 6: γ and τ both decay, in the setting of section 5.2.",

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from experiments.methods import METHODS
 from experiments.presets import PRESETS
 from training.config import Arrays, Cifar10, Digits, Experiment, ImageNet, Schedule
-from training.config.data import named
+from training.config.data import NAMED, data_from_name
 from training.records import MACHINE, check_record
 
-DATA = {Digits: "digits", Cifar10: "cifar10", ImageNet: "imagenet2012"}
+DATA = {member: name for name, member in NAMED.items()}
 TITLES = {Digits: "digits 8×8", Cifar10: "CIFAR-10", ImageNet: "ImageNet", Arrays: "own images"}
 
 
@@ -96,7 +96,7 @@ def flags(start: Any, config: Any) -> list[str]:
         if f.name == "data" and type(value) is not type(default):
             data = DATA.get(type(value)) or str(value.path)
             changed.append(f"--data {data}")
-            default = named(data)
+            default = data_from_name(data)
         if is_dataclass(value) and not isinstance(value, Schedule):
             changed += flags(default, value)
         elif value != default and f.name not in ("seed", *MACHINE):

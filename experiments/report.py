@@ -46,18 +46,18 @@ SUMMARY_ROWS = (  # folder, method, the paper's accuracy, and the cores of a run
 )
 
 
-def mean(percentages: Sequence[float]) -> str:
+def format_mean(percentages: Sequence[float]) -> str:
     """Mean and, of several numbers, their standard deviation."""
     spread = f" ± {statistics.stdev(percentages):.2f}" if len(percentages) > 1 else ""
     return f"{statistics.mean(percentages):.2f}{spread} %"
 
 
-def accuracy(runs: Sequence[Result]) -> str:
+def format_accuracy(runs: Sequence[Result]) -> str:
     """Mean accuracy of runs, standard deviation and number."""
-    return f"{mean([run.accuracy for run in runs])} ({len(runs)})"
+    return f"{format_mean([run.accuracy for run in runs])} ({len(runs)})"
 
 
-def seconds(runs: Sequence[Result]) -> str:
+def format_seconds(runs: Sequence[Result]) -> str:
     """Median time of runs."""
     return f"{statistics.median(run.record['result']['seconds'] for run in runs):,.0f}"
 
@@ -97,9 +97,17 @@ def run_row(runs: Sequence[Result]) -> Sequence[Any]:
     first, epochs = runs[0], runs[0].experiment.epochs
     if getattr(first.experiment.data, "held_out", 0):
         raise ValueError(f"{first.place} was evaluated on held-out images, not on the test images")
-    accuracies = mean([run.accuracy for run in runs])
+    accuracies = format_mean([run.accuracy for run in runs])
     command = f"`{first.command}`"
-    return command, describe(first), accuracies, len(runs), epochs, seconds(runs), device(first)
+    return (
+        command,
+        describe(first),
+        accuracies,
+        len(runs),
+        epochs,
+        format_seconds(runs),
+        device(first),
+    )
 
 
 def search_table(points: Sequence[Result]) -> str:
@@ -137,8 +145,8 @@ def comparison_table(methods: Mapping[str, Sequence[Result]]) -> str:
     for name in dict.fromkeys(method.rpartition("-")[0] for method in METHODS):
         both = [methods.get(f"{name}-{schedule}", []) for schedule in ("staircase", "linear")]
         if any(both):
-            times = " / ".join(seconds(runs) for runs in both if runs)
-            rows.append((f"`{name}`", *(accuracy(r) if r else "" for r in both), times))
+            times = " / ".join(format_seconds(runs) for runs in both if runs)
+            rows.append((f"`{name}`", *(format_accuracy(r) if r else "" for r in both), times))
     return markdown(COMPARISON, rows)
 
 
@@ -148,7 +156,7 @@ def latent_table(results: Mapping[str, Sequence[Result]]) -> str:
     for runs in results.values():
         accuracies = [run.record["latent_weights"] for run in runs]
         names = list(accuracies[0])
-        cells = [mean([100 * a[name]["test"] for a in accuracies]) for name in names]
+        cells = [format_mean([100 * a[name]["test"] for a in accuracies]) for name in names]
         rows.append((f"`{runs[0].command}`", *cells, len(runs)))
     return markdown(("trained by", *names, "seeds"), rows)
 
@@ -168,7 +176,7 @@ def summary_table(
             command = first.command if kind == "runs" else "python -m experiments.compare"
             paper = paper if kind == "runs" and not first.flags else ""
             hardware = cores if first.record["device"]["platform"] == "cpu" else device(first)
-            cells = (accuracy(runs), f"{seconds(runs)} s", hardware, f"`{command}`")
+            cells = (format_accuracy(runs), f"{format_seconds(runs)} s", hardware, f"`{command}`")
             rows.append((task(first.experiment), method, paper, *cells))
         elif name in PRESETS:
             experiment, command = PRESETS[name][1], f"`python train.py {name}`"
@@ -176,7 +184,9 @@ def summary_table(
     if runs := latent.get("cifar10-adam-small"):
         of = [run.record["latent_weights"] for run in runs]
         binary, real = (
-            mean([100 * accuracies[f"{weights}, new statistics"]["test"] for accuracies in of])
+            format_mean(
+                [100 * accuracies[f"{weights}, new statistics"]["test"] for accuracies in of]
+            )
             for weights in ("binary", "latent")
         )
         here = f"{real} ({len(runs)}) with latent, {binary} with binary weights"
@@ -287,7 +297,7 @@ def main(results: Path = ROOT / "experiments" / "results", root: Path = ROOT) ->
                 raise ValueError(f"{path}: {error}") from error
         draw(results)
     except (ValueError, LookupError, OSError) as error:
-        sys.exit(f"report.py: {error}")
+        sys.exit(f"experiments.report: {error}")
     for path, page in written.items():
         if page != path.read_text():
             path.write_text(page)
@@ -296,4 +306,4 @@ def main(results: Path = ROOT / "experiments" / "results", root: Path = ROOT) ->
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m experiments.report")

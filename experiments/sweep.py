@@ -1,4 +1,4 @@
-"""The paper's Figure 1: Bop at several γ and τ, all networks in one vmapped program.
+"""The paper's Figure 1: Bop at several γ and τ, vmapped or one network after another.
 
     python -m experiments.sweep                                   # in miniature, on digits
     python -m experiments.sweep cifar10-bop-sweep --data-dir DIR  # section 5.1
@@ -307,15 +307,15 @@ def run(sweep: Sweep, preset: str = "own", interrupt: Interrupt | None = None) -
 
 def main() -> None:
     """Trains the networks that the command line describes."""
-    about = "Trains Bop at several γ, τ and seeds, as in the paper's Figure 1."
-    preset, sweep = command.parse("sweep.py", PRESETS, DEFAULT_PRESET, Sweep, about)
+    about = "Trains a preset at several γ, τ or seeds, as in the paper's Figure 1."
+    preset, sweep = command.parse("-m experiments.sweep", PRESETS, DEFAULT_PRESET, Sweep, about)
     try:
         result = run(sweep, preset, INTERRUPT)
     except (ValueError, OSError, RunError) as error:
-        sys.exit(f"sweep.py: {error}")
+        sys.exit(f"experiments.sweep: {error}")
     except Stopped as stopped:
         folder = stopped.folder and stopped.folder.parent
-        command.end(str(stopped), stopped.status, folder)
+        command.end("-m experiments.sweep", stopped, folder)
     print(json.dumps(result))
 
 

@@ -32,7 +32,9 @@ from training.records import read_record
 
 Grid = Mapping[str, Sequence[Any]]
 
-PINNED = hasattr(os, "sched_setaffinity")  # XLA on one core each is faster than two on two
+PINNED = hasattr(
+    os, "sched_setaffinity"
+)  # one process per core is faster than two processes that share two cores
 
 
 @contextmanager
@@ -141,7 +143,7 @@ class Trials(NamedTuple):
     def take(self) -> bool:
         """Runs a trial; returns False if there is none that no other worker has.
 
-        A trial of a worker that was stopped, killed or failed comes first.
+        The trials of workers that were stopped, were killed or failed come first.
         """
         with experimental():
             fail_stale_trials(self.study)

@@ -10,7 +10,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 import tyro
 
 from training.config import Experiment
-from training.config.data import named
+from training.config.data import NAMED, data_from_name
+from training.interrupt import Stopped
 
 Options = TypeVar("Options")
 Presets = Mapping[str, tuple[str, Experiment]]
@@ -26,7 +27,7 @@ def parse(
     """Reads the command line; ends the process, with a message, if it is wrong.
 
     Args:
-        program: what the command is called, as in "train.py".
+        program: the command after "python", as in "train.py" or "-m experiments.sweep".
         presets: by name, what each is, and its experiment.
         default: the preset of a command that names none.
         options_of: experiment → all options of the command; a frozen dataclass.
@@ -35,28 +36,28 @@ def parse(
     Returns:
         The preset's name, and the options.
     """
-    arguments = sys.argv[1:]
+    name, arguments = program.removeprefix("-m "), sys.argv[1:]
     preset = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     if preset not in presets:
-        sys.exit(f"{program}: unknown preset {preset!r}: choose from {', '.join(presets)}")
-    about = "\n".join(f"  {name}: {text}" for name, (text, _) in presets.items())
+        sys.exit(f"{name}: unknown preset {preset!r}: choose from {', '.join(presets)}")
+    about = "\n".join(f"  {key}: {text}" for key, (text, _) in presets.items())
     try:
         experiment, arguments = _replace_data(presets[preset][1], arguments)
         _check_members(preset, experiment, arguments)
         options = options_of(experiment)
         return preset, tyro.cli(
             type(options),
-            prog=f"{program} {preset}",
+            prog=f"python {program} {preset}",
             description=f"{description}\n\n"
-            f"{program} [PRESET] [options]. Default preset: {default}.\n{about}\n\n"
-            "--data digits|cifar10|imagenet2012|FILE.npz replaces the preset's data.\n"
+            f"python {program} [PRESET] [options]. Default preset: {default}.\n{about}\n\n"
+            f"--data {'|'.join(NAMED)}|FILE.npz replaces the preset's data.\n"
             f"The defaults below are those of {preset}.",
             default=options,
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
         )
     except ValueError as error:
-        sys.exit(f"{program}: {error}")
+        sys.exit(f"{name}: {error}")
 
 
 def _replace_data(experiment: Experiment, arguments: list[str]) -> tuple[Experiment, list[str]]:
@@ -64,10 +65,10 @@ def _replace_data(experiment: Experiment, arguments: list[str]) -> tuple[Experim
     for i, argument in enumerate(arguments):
         if argument == "--data" and i + 1 < len(arguments):
             del rest[i : i + 2]
-            return replace(experiment, data=named(arguments[i + 1])), rest
+            return replace(experiment, data=data_from_name(arguments[i + 1])), rest
         if argument.startswith("--data="):
             del rest[i]
-            return replace(experiment, data=named(argument.removeprefix("--data="))), rest
+            return replace(experiment, data=data_from_name(argument.removeprefix("--data="))), rest
     return experiment, rest
 
 
@@ -86,17 +87,14 @@ def _check_members(preset: str, experiment: Experiment, arguments: list[str]) ->
                 )
 
 
-def end(message: str, status: int, folder: Path | None) -> NoReturn:
+def end(program: str, stopped: Stopped, folder: Path | None) -> NoReturn:
     """Ends a stopped process; if a signal stopped it, prints the command that resumes."""
-    print(message, file=sys.stderr)
-    if status > 128 and folder is not None:
-        name = Path(sys.argv[0]).stem
-        module = name not in ("train",)
-        command = ["python", *(["-m", f"experiments.{name}"] if module else sys.argv[:1])]
-        command += sys.argv[1:]
-        command += (
-            [] if any(a.startswith("--run-dir") for a in sys.argv) else [f"--run-dir={folder}"]
-        )
-        command += [] if "--resume" in sys.argv else ["--resume"]
-        print(f"Resume with\n  {shlex.join(command)}", file=sys.stderr)
-    sys.exit(status)
+    print(stopped, file=sys.stderr)
+    if stopped.status > 128 and folder is not None:
+        arguments = sys.argv[1:]
+        if not any(argument.startswith("--run-dir") for argument in arguments):
+            arguments.append(f"--run-dir={folder}")
+        if "--resume" not in arguments:
+            arguments.append("--resume")
+        print(f"Resume with\n  python {program} {shlex.join(arguments)}", file=sys.stderr)
+    sys.exit(stopped.status)

@@ -40,9 +40,9 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     names = layers(metrics)
     for name in names:
         values = [m["log_flip_ratio"][name] for m in metrics]
-        last = name == names[-1]
-        label = f"last layer ({name})" if last else "other layers" if name == names[0] else None
-        color, width = ("tab:red", 1.8) if last else ("0.75", 0.8)
+        is_last = name == names[-1]
+        label = f"last layer ({name})" if is_last else "other layers" if name == names[0] else None
+        color, width = ("tab:red", 1.8) if is_last else ("0.75", 0.8)
         flips.plot(epochs, values, color=color, lw=width, label=label, marker=marker)
     values = [m["log_flip_ratio"]["all"] for m in metrics]
     flips.plot(epochs, values, color="black", label="all binary weights", marker=marker)

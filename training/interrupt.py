@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted by a thread, so that they are heard while XLA compiles too."""
+"""A thread handles Ctrl-C and SIGTERM, so that they work while XLA compiles too."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ class Interrupt:
         self.can_save = False
 
     def watch(self) -> "Interrupt":
-        """Starts to listen; returns itself.
+        """Blocks the signals in all threads but a new one, which waits for them; returns itself.
 
         Call it before JAX is imported: threads inherit the mask, and a thread without it would take
         the signal.
@@ -54,7 +54,8 @@ class Interrupt:
                 os._exit(128 + number)
             self.number = number
             print(
-                "\nStopping after this step. A second signal stops at once, without a checkpoint.",
+                "\nStopping after the steps already started. "
+                "A second signal stops at once, without a checkpoint.",
                 file=sys.stderr,
                 flush=True,
             )

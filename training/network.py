@@ -71,8 +71,8 @@ def make_network(experiment: Experiment, data: Any) -> Network:
 def first_state(network: Network, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
     """Draws the weights of a seed, which may be traced."""
     params, batch_stats = network.draw(seed)
-    sums = {"loss": jnp.zeros([]), "correct": jnp.zeros([], jnp.int32)}
-    sums |= jax.tree.map(jnp.zeros_like, flip_metrics(params, params, network.labels))
+    zero = jnp.zeros([]), jnp.zeros([], jnp.int32)
+    sums = jax.tree.map(jnp.zeros_like, step_metrics(*zero, params, params, network.labels))
     return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params), sums)
 
 
@@ -85,6 +85,13 @@ def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:
         for (path, label), node in zip(flat_labels, nodes, strict=True)
         if label == "binary"
     }
+
+
+def step_metrics(
+    loss: jax.Array, correct: jax.Array, before: Any, after: Any, labels: Any
+) -> dict[str, Any]:
+    """What each step adds to `TrainState.sums`, by the names of metrics.jsonl."""
+    return {"loss": loss, "correct": correct} | flip_metrics(before, after, labels)
 
 
 def flip_metrics(before: Any, after: Any, labels: Any) -> dict[str, dict[str, jax.Array]]:

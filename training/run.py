@@ -44,8 +44,8 @@ class Run:
         metrics: one record per finished epoch, as in metrics.jsonl.
 
     Raises:
-        ValueError: for a folder that holds another run, or, to resume, holds none, one with another
-            configuration, or one that another process is writing. Nothing is written then.
+        ValueError: if a new run's folder is not empty, if a folder to resume holds no run or one
+            with another configuration, or if another process writes to it. Nothing is written then.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Run:
         if step > self._epochs * steps_per_epoch:
             raise RunError(
                 f"{self.folder} has done {step / steps_per_epoch:.4g} epochs already, "
-                f"--epochs asks for {self._epochs}"
+                f"but --epochs is {self._epochs}"
             )
         self._read_metrics(epochs, step % steps_per_epoch == 0)
         if step:
@@ -149,7 +149,10 @@ class Run:
             raise RunError(f"{path} lacks records of the {epochs} epochs up to the checkpoint")
         self.metrics = metrics
         if len(lines) > epochs:
-            print(f"Training again from epoch {epochs + 1}, the last checkpoint.", file=sys.stderr)
+            print(
+                f"The last checkpoint ends before epoch {epochs + 1}, which is trained again.",
+                file=sys.stderr,
+            )
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Adds one epoch's record to metrics.jsonl and to the TensorBoard events."""
@@ -171,7 +174,7 @@ class Run:
             copies = jax.tree.map(jnp.copy, _flat(state)[0])
             self._checkpoints.save(step, args=ocp.args.StandardSave(copies), force=True)
 
-    def epoch_ends_saved(self, epoch: int) -> bool:
+    def saves_after(self, epoch: int) -> bool:
         """True for the epochs after which `save` is due."""
         return epoch % self._config.checkpoint_epochs == 0 or epoch == self._epochs
 

@@ -141,5 +141,5 @@ def test_runs_that_cannot_be_evaluated(tmp_path, monkeypatch):
     (tmp_path / "result.json").write_text(json.dumps(record))
     with pytest.raises(SystemExit, match="imagenet2012 does not fit into memory"):
         main(monkeypatch, tmp_path)
-    with pytest.raises(SystemExit, match=r"latent_weights.py: .*No such file"):
+    with pytest.raises(SystemExit, match=r"experiments.latent_weights: .*No such file"):
         main(monkeypatch, tmp_path / "none")

@@ -83,7 +83,7 @@ def train_alone(experiment: Experiment, order_seed: int, steps: int):
 
 
 def test_figure_1_is_the_default():
-    assert Sweep(Experiment()).lanes() == [
+    assert Sweep(PRESETS["cifar10-bop-sweep"][1]).lanes() == [
         lane(1e-2, 1e-6, 0),
         lane(1e-3, 1e-6, 0),  # once, though it is a point of both panels
         lane(1e-4, 1e-6, 0),
@@ -290,5 +290,7 @@ def test_bad_sweeps(change, message):
 
 def test_images_that_stream_are_not_swept(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sweep.py", "imagenet-birealnet-bop"])
-    with pytest.raises(SystemExit, match=r"sweep.py: imagenet2012 does not fit into memory"):
+    with pytest.raises(
+        SystemExit, match=r"experiments.sweep: imagenet2012 does not fit into memory"
+    ):
         sweeps.main()

@@ -78,15 +78,17 @@ def _validation_split(data: Any, held_out: int) -> Any:
     return data.hold_out(held_out) if held_out else data
 
 
-def named(name: str) -> Digits | Cifar10 | Arrays | ImageNet:
-    """The data that a name on the command line means: digits, cifar10, imagenet2012, or a file.
+NAMED = {"digits": Digits, "cifar10": Cifar10, "imagenet2012": ImageNet}
+
+
+def data_from_name(name: str) -> Digits | Cifar10 | Arrays | ImageNet:
+    """The data that `--data` names: a member of `NAMED`, or an archive FILE.npz.
 
     Raises:
-        ValueError: for another name that does not end in .npz.
+        ValueError: for another name.
     """
-    members = {"digits": Digits, "cifar10": Cifar10, "imagenet2012": ImageNet}
-    if name in members:
-        return members[name]()
-    if not name.endswith(".npz"):
-        raise ValueError(f"--data must be one of {', '.join(members)}, or FILE.npz, got {name}")
+    if name in NAMED:
+        return NAMED[name]()
+    if not name.lower().endswith(".npz"):
+        raise ValueError(f"--data must be one of {', '.join(NAMED)}, or FILE.npz, got {name}")
     return Arrays(Path(name))

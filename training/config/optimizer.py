@@ -52,9 +52,9 @@ def _check_learning_rate(name: str, rate: Schedule) -> None:
 class Bop:
     """Bop, the paper's Algorithm 2."""
 
-    gamma: ScheduleField = Schedule(1e-3)
+    gamma: ScheduleField = Schedule(1e-4)
     """Adaptivity rate γ in (0, 1]: share of the new gradient in the moving average."""
-    threshold: ScheduleField = Schedule(1e-6)
+    threshold: ScheduleField = Schedule(1e-8)
     """Threshold τ ≥ 0, in units of the gradient: a weaker average flips nothing."""
     kernel_options: ClassVar[dict[str, Any]] = {}
 
@@ -71,7 +71,7 @@ class Bop:
 class BopLayerwise:
     """Bop with a threshold relative to each layer (section 6)."""
 
-    gamma: ScheduleField = Schedule(1e-3)
+    gamma: ScheduleField = Schedule(1e-4)
     """Adaptivity rate γ in (0, 1]: share of the new gradient in the moving average."""
     threshold: ScheduleField = Schedule(1.0)
     """Threshold τ ≥ 0, in multiples of the RMS of a layer's averages."""
@@ -90,7 +90,7 @@ class BopLayerwise:
 class Bop2ndOrder:
     """Bop2ndOrder of Suarez-Ramirez et al. (2021)."""
 
-    gamma: ScheduleField = Schedule(1e-3)
+    gamma: ScheduleField = Schedule(1e-7)
     """Adaptivity rate γ in (0, 1]: share of the new gradient in the moving average."""
     threshold: ScheduleField = Schedule(1e-6)
     """Threshold τ ≥ 0, in multiples of the RMS of a weight's gradient over time."""

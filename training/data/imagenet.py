@@ -4,8 +4,8 @@
     record = data.validation[0]
     image, label = validation_image(record.jpeg), record.label
 
-stream.py makes batches of them. Mirroring and scaling belong into the compiled step, since uint8
-travels at a quarter of float32: `augment(key, images, pad=0, flip=True)`, then `scale`.
+pipeline.py makes batches of them. Mirroring and scaling belong in the compiled step, since uint8
+takes a quarter of float32's bandwidth: `augment(key, images, pad=0, flip=True)`, then `scale`.
 """
 
 import io

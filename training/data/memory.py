@@ -162,7 +162,7 @@ def _check_split(split: str, images: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-# ---- Two sources of data sets -----------------------------------------------------------------
+# ---- Digits and NumPy archives -----------------------------------------------------------------
 
 
 def digits() -> Dataset:
@@ -217,6 +217,8 @@ class InMemory:
         steps_per_epoch: batches in an epoch; an incomplete last batch is dropped.
         stacked: True if a training batch is a stack of steps, to be scanned, as on an accelerator.
             On a CPU it is one step: XLA's convolutions are many times slower inside a loop there.
+        dispatched: batches that the loop may dispatch before it reads their losses.
+        evaluated_on: the split that `evaluation` yields: "test" or "validation".
     """
 
     def __init__(self, data: Dataset, batch_size: int, mesh: Mesh):
@@ -262,7 +264,7 @@ class InMemory:
             yield self._gather(*self._test, batch)
 
     def measurements(self) -> dict[str, float]:
-        """None: batches in memory keep nobody waiting."""
+        """Returns an empty dictionary: batches in memory cause no wait."""
         return {}
 
 

@@ -53,4 +53,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(prepare, prog="python -m training.data.prepare")
     except (OSError, ImportError) as error:
-        sys.exit(f"prepare: {error}")
+        sys.exit(f"training.data.prepare: {error}")

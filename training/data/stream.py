@@ -35,7 +35,7 @@ class Feed(Iterator[Any]):
         batches: as from `training_batches`.
         put: maps a batch to the consumer's; runs in the thread. On one device `jax.device_put`,
             on many hosts `jax.make_array_from_process_local_data`.
-        ahead: how many batches to keep, apart from the one in use and the one in the making.
+        ahead: batches to keep ready, in addition to the one in use and the one being made.
 
     Attributes:
         waited: seconds for which the consumer has waited, the first batch's included.
@@ -114,7 +114,8 @@ class Streamed:
     Attributes:
         steps_per_epoch: batches in an epoch; an incomplete last batch is dropped.
         stacked: False: a training batch is one step.
-        dispatched: 1: the loop waits for each loss, so that the device waits when the loop does.
+        dispatched: 1: the loop reads each loss before the next step, so that the seconds waited are
+            idle time of the device.
         evaluated_on: "validation".
     """
 
