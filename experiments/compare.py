@@ -29,6 +29,7 @@ from typing import Any, Literal
 import optuna
 import tyro
 from optuna.exceptions import OptunaError
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.methods import METHODS, Point, at_point, grid_size, on_edge
@@ -101,6 +102,8 @@ class Comparison:
             values = getattr(self, name)
             unique = values and len({*values}) == len(values)
             require(bool(unique), name, "different, at least one", values)
+        in_range = all(0 <= seed < 2**32 for seed in self.seeds)
+        require(in_range, "seeds", "from 0 to 2³² − 1", self.seeds)
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(f"unknown method {method}: choose from {', '.join(METHODS)}")
@@ -130,7 +133,7 @@ class Comparison:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What identifies a comparison, as JSON values: all options but seeds, paths and workers."""
+        """What identifies a comparison, in JSON: all options but seeds, paths and workers."""
         identity = {n: getattr(self, n) for n in ("held_out", "search_seed", "sampler", "trials")}
         identity["grids"] = {method: METHODS[method][1] for method in self.methods}
         identity["experiments"] = {m: to_json(self.experiment(m)) for m in self.methods}
@@ -187,7 +190,9 @@ def compare(comparison: Comparison, name: str, interrupt: Interrupt) -> None:
         OptunaError, SQLAlchemyError: for a database that cannot be used.
     """
     url = comparison.storage
-    url = url or f"sqlite:///{comparison.folder.absolute()}/optuna.db?timeout=60"
+    if url is None:
+        file, wait = comparison.folder.absolute() / "optuna.db", {"timeout": "60"}
+        url = URL.create("sqlite", database=str(file), query=wait).render_as_string()
     lock = comparison.folder / ".lock"
     with open_storage(url, comparison.heartbeat, comparison.grace, lock) as storage:
         if not (comparison.folder / "results" / "search.json").exists():

@@ -61,15 +61,15 @@ def parse(
 
 
 def _replace_data(experiment: Experiment, arguments: list[str]) -> tuple[Experiment, list[str]]:
-    rest = list(arguments)
-    for i, argument in enumerate(arguments):
-        if argument == "--data" and i + 1 < len(arguments):
-            del rest[i : i + 2]
-            return replace(experiment, data=data_from_name(arguments[i + 1])), rest
-        if argument.startswith("--data="):
-            del rest[i]
-            return replace(experiment, data=data_from_name(argument.removeprefix("--data="))), rest
-    return experiment, rest
+    given = [i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--data"]
+    if not given:
+        return experiment, arguments
+    (i, *others), rest = given, list(arguments)
+    _, has_value, name = rest.pop(i).partition("=")
+    if others or (not has_value and i == len(rest)):
+        raise ValueError("--data must be given once, with a name or FILE.npz")
+    name = name if has_value else rest.pop(i)
+    return replace(experiment, data=data_from_name(name)), rest
 
 
 def _check_members(preset: str, experiment: Experiment, arguments: list[str]) -> None:
@@ -80,10 +80,11 @@ def _check_members(preset: str, experiment: Experiment, arguments: list[str]) ->
             members: list[Any] = [cls for cls in get_args(hint) if is_dataclass(cls)]
             owners = [cls for cls in members if name in [f.name for f in fields(cls)]]
             used = type(getattr(experiment, part))
+            owner = "this run" if part == "data" else preset
             if owners and used not in owners:
                 raise ValueError(
                     f"--{name.replace('_', '-')} belongs to "
-                    f"{', '.join(cls.__name__ for cls in owners)}; {preset} has {used.__name__}"
+                    f"{', '.join(cls.__name__ for cls in owners)}; {owner} has {used.__name__}"
                 )
 
 

@@ -62,6 +62,8 @@ def main(
     try:
         if not images:
             raise ValueError("name at least one image file")
+        if top < 1:
+            raise ValueError(f"--top must be at least 1, got {top}")
         trained = load_run(run)
         pixels = []
         for path in images:

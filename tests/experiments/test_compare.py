@@ -23,6 +23,7 @@ from optuna.trial import TrialState
 from experiments import compare, workers
 from experiments.compare import Comparison
 from experiments.methods import METHODS, at_point, on_edge
+from experiments.presets import PRESETS
 from training.config import Schedule, from_json
 from training.interrupt import Interrupt, Stopped
 from training.records import read_record
@@ -492,3 +493,8 @@ def test_the_run_of_a_killed_worker_is_taken_and_resumed(database, sampler, poin
     assert len(records) == points
     metrics = (killed / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in metrics] == [1, 2, 3, 4]
+
+
+def test_the_presets_of_the_small_scale_are_methods():
+    for name in ("bop", "adam", "sgd"):
+        assert METHODS[f"{name}-staircase"][0] == PRESETS[f"cifar10-{name}-small"][1]

@@ -57,16 +57,19 @@ def test_data_by_name(name, data, spelling, monkeypatch):
         ),
         (["--momentum=0.9"], "--momentum belongs to LatentSGD; digits-bop has Bop"),
         (["--no-glorot-scaling"], "--glorot-scaling belongs to LatentAdam, LatentSGD;"),
-        (["--data-dir", "x"], "--data-dir belongs to Cifar10, ImageNet; digits-bop has Digits"),
+        (["--data-dir", "x"], "--data-dir belongs to Cifar10, ImageNet; this run has Digits"),
         (
             ["imagenet-birealnet-bop", "--held-out", 5],
-            "--held-out belongs to Digits, Cifar10, Arrays; imagenet-birealnet-bop has ImageNet",
+            "--held-out belongs to Digits, Cifar10, Arrays; this run has ImageNet",
         ),
         (
             ["cifar10-birealnet-bop", "--stages", 2],
             "--stages belongs to BinaryNet; cifar10-birealnet-bop has BiRealNet",
         ),
         (["no-such-preset"], "unknown preset 'no-such-preset': choose from digits-bop, cifar10"),
+        (["--data", "imagenet2012", "--held-out", 5], "this run has ImageNet"),
+        (["--data"], "--data must be given once, with a name or FILE.npz"),
+        (["--data", "digits", "--data=cifar10"], "--data must be given once"),
         (["--data", "x.txt"], "--data must be one of digits, cifar10, imagenet2012, or FILE.npz"),
     ],
 )

@@ -222,6 +222,15 @@ def test_options_out_of_range(make, message):
         make()
 
 
+def test_numbers_and_texts_are_schedules():
+    assert Bop(1e-3, "1e-6:1e-8") == Bop(Schedule(1e-3), Schedule(1e-6, end=1e-8))
+    assert LatentAdam(1) == LatentAdam(Schedule(1.0))
+    with pytest.raises(ValueError, match=r"--gamma must be in \(0, 1\], got 2.0"):
+        Bop(2)
+    with pytest.raises(ValueError, match="'fast' is none of VALUE"):
+        Adam("fast")
+
+
 def test_an_infinite_threshold_never_flips():
     updates, _ = updated(Bop(Schedule(0.5), Schedule(float("inf"))), 0)
     assert not np.any(updates["kernel"])

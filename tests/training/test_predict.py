@@ -104,6 +104,8 @@ def test_images_of_the_wrong_kind(finished, tmp_path, monkeypatch):
         main(monkeypatch, tmp_path, tmp_path / "text.png")
     with pytest.raises(SystemExit, match="name at least one image file"):
         main(monkeypatch, folder)
+    with pytest.raises(SystemExit, match="--top must be at least 1, got 0"):
+        main(monkeypatch, folder, tmp_path / "text.png", "--top", 0)
 
 
 def test_only_grey_and_colour_images_have_files(tmp_path):

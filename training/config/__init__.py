@@ -114,6 +114,8 @@ class RunConfig:
     """Number of checkpoints that are kept, the newest ones."""
 
     def __post_init__(self):
+        if isinstance(self.run_dir, str):
+            object.__setattr__(self, "run_dir", Path(self.run_dir))
         for name in ("checkpoint_epochs", "keep"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         if self.resume and self.run_dir is None:
@@ -130,7 +132,7 @@ def to_json(config: Any) -> Any:
     if is_dataclass(config):
         options = {f.name: to_json(getattr(config, f.name)) for f in fields(config)}
         return {"type": type(config).__name__} | options
-    return config
+    return [to_json(x) for x in config] if isinstance(config, list | tuple) else config
 
 
 def from_json(record: dict[str, Any], hint: Any = Experiment) -> Any:

@@ -5,7 +5,7 @@ value of a schedule by its field's name; it may be traced, as in a vmapped sweep
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import jax
 import optax
@@ -25,6 +25,14 @@ def schedules(config: Any, epochs: int, steps_per_epoch: int, **initial: Any) ->
         for f in fields(config)
         if isinstance(value := getattr(config, f.name), Schedule)
     }
+
+
+def _read_schedules(config: Any) -> None:
+    """Makes schedules of numbers and of texts: `Bop(1e-3)` is `Bop(Schedule(1e-3))`."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if hint is Schedule and not isinstance(value, Schedule):
+            object.__setattr__(config, name, Schedule.parse(str(value)))
 
 
 def _check_rate(name: str, rate: Schedule) -> None:
@@ -59,6 +67,7 @@ class Bop:
     kernel_options: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self):
+        _read_schedules(self)
         _check_rate("gamma", self.gamma)
         _check_threshold(self.threshold)
 
@@ -78,6 +87,7 @@ class BopLayerwise:
     kernel_options: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self):
+        _read_schedules(self)
         _check_rate("gamma", self.gamma)
         _check_threshold(self.threshold)
 
@@ -101,6 +111,7 @@ class Bop2ndOrder:
     kernel_options: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self):
+        _read_schedules(self)
         _check_rate("gamma", self.gamma)
         _check_threshold(self.threshold)
         _check_rate("sigma", self.sigma)
@@ -122,6 +133,7 @@ class Cema:
     kernel_options: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self):
+        _read_schedules(self)
         _check_rate("gamma", self.gamma)
         _check_rate("alpha", self.alpha)
 
@@ -147,6 +159,7 @@ class _Latent:
     """Factor > 0 of the Glorot initialization of the latent weights."""
 
     def __post_init__(self):
+        _read_schedules(self)
         _check_learning_rate("latent_learning_rate", self.latent_learning_rate)
         require(self.latent_limit > 0, "latent_limit", "above 0", self.latent_limit)
         finite = 0 < self.latent_scale < float("inf")
@@ -213,6 +226,7 @@ class Adam:
     """Penalty ≥ 0 on the squares of the real kernels."""
 
     def __post_init__(self):
+        _read_schedules(self)
         _check_learning_rate("learning_rate", self.learning_rate)
         require(0 <= self.l2 < float("inf"), "l2", "at least 0 and finite", self.l2)
 

@@ -67,9 +67,14 @@ class Dataset:
                 f"train_images and test_images must be of one shape, got images of "
                 f"{self.train_images.shape[1:]} and {self.test_images.shape[1:]}: resize one split"
             )
+        object.__setattr__(self, "mean", _per_channel("mean", self.mean, self.image_shape[-1]))
+        object.__setattr__(self, "std", _per_channel("std", self.std, self.image_shape[-1]))
+        if np.min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
         largest = int(max(self.train_labels.max(), self.test_labels.max()))
         if self.num_classes is None:
             object.__setattr__(self, "num_classes", largest + 1)
+        object.__setattr__(self, "num_classes", int(self.num_classes))
         if largest >= self.num_classes:
             raise ValueError(
                 f"labels must be from 0 to {self.num_classes - 1} (num_classes is "
@@ -129,6 +134,15 @@ class Dataset:
         """
         check_batch_size(batch_size, self.num_train, mesh)
         return InMemory(self, batch_size, mesh)
+
+
+def _per_channel(name: str, value: Any, channels: int) -> float | tuple[float, ...]:
+    numbers = np.asarray(value, float)
+    if numbers.shape not in ((), (channels,)):
+        raise ValueError(
+            f"{name} must be a number, or one for each of the {channels} channels, got {value}"
+        )
+    return float(numbers) if numbers.ndim == 0 else tuple(numbers.tolist())
 
 
 def _check_split(split: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -195,10 +209,14 @@ def load_npz(path: Path) -> Dataset:
     """
     names = ("train_images", "train_labels", "test_images", "test_labels")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with path.expanduser().open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = [stored[name] for name in names]
-            class_names = stored["class_names"].tolist() if "class_names" in stored else None
-        return Dataset(*arrays, class_names=class_names and tuple(map(str, class_names)))
+            class_names = stored["class_names"].astype(str) if "class_names" in stored else None
+        if class_names is None:
+            return Dataset(*arrays)
+        if class_names.ndim != 1:
+            raise ValueError(f"class_names must have one dimension, got {class_names.ndim}")
+        return Dataset(*arrays, class_names=tuple(class_names.tolist()))
     except Exception as error:  # NumPy, zipfile and zlib each raise their own
         raise ValueError(
             f"{path} is not a data set ({error}): write it with "

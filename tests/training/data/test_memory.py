@@ -310,3 +310,29 @@ def test_a_source_may_be_closed(data, mesh):
     next(batches)
     batches.close()
     assert list(islice(batches, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": (1, 2, 3)}, "mean must be a number, or one for each of the 1 channels"),
+        ({"std": np.zeros(1)}, "std must be above 0"),
+    ],
+)
+def test_scaling_that_does_not_fit(options, message):
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
+    with pytest.raises(ValueError, match=message):
+        Dataset(images, labels, images, labels, **options)
+    data = Dataset(images, labels, images, labels, np.int64(5), mean=np.float32(3), std=np.ones(1))
+    assert (data.mean, data.std, type(data.num_classes)) == (3.0, (1.0,), int)
+
+
+def test_class_names_of_an_archive(tmp_path):
+    images, labels = np.zeros((2, 8, 8, 1), np.uint8), np.arange(2)
+    arrays = dict.fromkeys(("train_images", "test_images"), images)
+    arrays |= dict.fromkeys(("train_labels", "test_labels"), labels)
+    np.savez(tmp_path / "data.npz", **arrays, class_names=np.array([b"cat", b"dog"]))
+    assert load_npz(tmp_path / "data.npz").class_names == ("cat", "dog")
+    np.savez(tmp_path / "data.npz", **arrays, class_names=np.array([["cat"], ["dog"]]))
+    with pytest.raises(ValueError, match="class_names must have one dimension, got 2"):
+        load_npz(tmp_path / "data.npz")
