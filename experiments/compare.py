@@ -91,6 +91,7 @@ class Comparison:
     """Do not print the summary and the final JSON. Set for the processes that --workers starts."""
 
     def __post_init__(self):
+        object.__setattr__(self, "folder", self.folder.expanduser().absolute())
         for name in ("workers", "held_out", "heartbeat"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         if self.sampler == "tpe":
@@ -191,7 +192,7 @@ def compare(comparison: Comparison, name: str, interrupt: Interrupt) -> None:
     """
     url = comparison.storage
     if url is None:
-        file, wait = comparison.folder.absolute() / "optuna.db", {"timeout": "60"}
+        file, wait = comparison.folder / "optuna.db", {"timeout": "60"}
         url = URL.create("sqlite", database=str(file), query=wait).render_as_string()
     lock = comparison.folder / ".lock"
     with open_storage(url, comparison.heartbeat, comparison.grace, lock) as storage:
@@ -233,6 +234,18 @@ def register(comparison: Comparison) -> str:
     if noted != comparison.identity:
         raise ValueError(f"{path} is of another comparison: choose another --folder")
     return name
+
+
+def check_data(comparison: Comparison) -> None:
+    """Loads the data once, before a folder is made.
+
+    Raises:
+        ValueError, OSError: for data, a validation split or a batch that cannot be had.
+    """
+    experiment = comparison.search_experiment(comparison.methods[0])
+    number = experiment.data.load().num_train
+    most = f"at most the {number} training images of the search"
+    require(experiment.batch_size <= number, "batch_size", most, experiment.batch_size)
 
 
 def method_record(path: Path) -> dict[str, Any]:
@@ -302,6 +315,7 @@ def main() -> None:
     """Compares the methods that the command line names, in this process or in several."""
     comparison = tyro.cli(Comparison, prog="python -m experiments.compare", description=__doc__)
     try:
+        check_data(comparison)
         name = register(comparison)
         if not comparison.quiet:
             print(comparison.size, flush=True)

@@ -51,6 +51,8 @@ def read(path: Path) -> list[Result]:
         content = json.loads(path.read_text())
         if not isinstance(content, list):
             return [_result(str(path), content)]
+        if not content:
+            raise ValueError("an empty list")
         return [_result(f"{path}, record {i}", record) for i, record in enumerate(content)]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error

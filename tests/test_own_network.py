@@ -26,7 +26,7 @@ def test_own_network_on_own_images(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(script.parent)
     import own_network
 
-    with pytest.raises(ValueError, match=r"TwoLayers is none of BinaryNet, .*: pass `model`"):
+    with pytest.raises(ValueError, match=r"TwoLayers is none of BinaryNet, .*: use load_run"):
         load_run(folder)
     trained = load_run(folder, own_network.TwoLayers())
     data = own_network.Stripes().load()

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -35,6 +36,7 @@ class Interrupt:
     def __init__(self):
         self.number = 0
         self.can_save = False
+        self._since = 0.0
 
     def watch(self) -> "Interrupt":
         """Blocks the signals in all threads but a new one, which waits for them; returns itself.
@@ -49,10 +51,12 @@ class Interrupt:
     def _wait(self) -> None:
         while True:
             number = signal.sigwait(SIGNALS)
+            if self.number and time.monotonic() - self._since < 1:
+                continue  # a supervisor may signal the process, and then its group
             if self.number or not self.can_save:
                 print("\nStopped at once, without a checkpoint.", file=sys.stderr, flush=True)
                 os._exit(128 + number)
-            self.number = number
+            self.number, self._since = number, time.monotonic()
             print(
                 "\nStopping after the steps already started. "
                 "A second signal stops at once, without a checkpoint.",

@@ -58,6 +58,7 @@ def make_network(experiment: Experiment, data: Any) -> Network:
         return params, batch_stats
 
     model = nnx.eval_shape(lambda: model_of(0))
+    _check_logits(experiment, model_of, data)
     model.eval()
     eval_graph = nnx.graphdef(model)
     model.train()
@@ -66,6 +67,16 @@ def make_network(experiment: Experiment, data: Any) -> Network:
     return Network(
         draw, train_graph, eval_graph, labels, partial(scale, mean=data.mean, std=data.std)
     )
+
+
+def _check_logits(experiment: Experiment, model_of: Callable[[Any], Any], data: Any) -> None:
+    images = jnp.zeros((2, *data.image_shape))
+    logits = nnx.eval_shape(lambda: model_of(0)(images))
+    if getattr(logits, "shape", None) != (2, data.num_classes):
+        raise ValueError(
+            f"{type(experiment.model).__name__} must map {images.shape} images to logits of shape "
+            f"{(2, data.num_classes)}, got {getattr(logits, 'shape', logits)}"
+        )
 
 
 def first_state(network: Network, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:

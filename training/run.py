@@ -223,6 +223,8 @@ def new_folder(config: RunConfig, name: str) -> Path:
     """
     if config.run_dir is not None:
         folder = config.run_dir.expanduser().absolute()
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: choose another --run-dir")
         if not config.resume and _holds_something(folder):
             raise ValueError(
                 f"{folder} is not empty: resume that run with --resume, or choose another --run-dir"
@@ -242,9 +244,9 @@ def new_folder(config: RunConfig, name: str) -> Path:
 
 
 def _holds_something(folder: Path) -> bool:
-    if not folder.is_dir():
-        return folder.exists()
-    return any(p.suffix != ".tmp" and p.name != ".lock" for p in folder.iterdir())
+    return folder.is_dir() and any(
+        p.suffix != ".tmp" and p.name != ".lock" for p in folder.iterdir()
+    )
 
 
 # ---- A finished run ------------------------------------------------------------------------------
@@ -301,7 +303,7 @@ def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
         >>> trained.probabilities(images).argmax(-1)  # doctest: +SKIP
         array([3, 1, 4])
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     try:
         description = json.loads((folder / "config.json").read_text())
         config, images = description["config"], SimpleNamespace(**description["images"])
@@ -312,11 +314,11 @@ def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
     try:
         model = model or from_json(config["model"], hints["model"])
     except ValueError as error:
-        raise ValueError(f"{folder}/config.json: {error}: pass `model`") from error
-    network = nnx.eval_shape(
-        lambda: model.build(
-            tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **optimizer.kernel_options
-        )
+        raise ValueError(
+            f"{folder}/config.json: {error}: use load_run(folder, model=...) in Python"
+        ) from error
+    network = model.build(
+        tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **optimizer.kernel_options
     )
     network.eval()
     try:

@@ -15,6 +15,8 @@ from training.records import replacing
 def save_weights(model_state: nnx.State, path: Path) -> None:
     """Writes parameters and batch statistics as a NumPy archive: `"convs/0/kernel"` and so on.
 
+    Other variables, such as the random state of `nnx.Dropout`, are left out.
+
     Binary weights are int8, everything else keeps its dtype.
     """
     arrays = {
@@ -49,4 +51,5 @@ def load_weights(model: nnx.Module, path: Path) -> None:
 
 def _variables(state: nnx.State) -> dict[str, nnx.Variable]:
     flat = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda v: isinstance(v, nnx.Variable))
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in flat}
+    kept = [(p, v) for p, v in flat if isinstance(v, nnx.Param | nnx.BatchStat)]
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): v for p, v in kept}

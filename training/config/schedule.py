@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import optax
 import tyro
 
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|nan"
-SPELLING = re.compile(rf"({NUMBER})(?::({NUMBER})|\*({NUMBER})/(\d+))?")
+NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?inf|nan"
+SPELLING = re.compile(rf"({NUMBER})(?::({NUMBER})|\*({NUMBER})/([0-9]+))?")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""Signals: the first is noted, a second ends the process, and one sent twice at once is one."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys, time
+from training.interrupt import Interrupt
+
+interrupt = Interrupt().watch()
+interrupt.can_save = sys.argv[1] == "can save"
+print("ready", flush=True)
+time.sleep(float(sys.argv[2]))
+print(interrupt.number, flush=True)
+"""
+
+
+def start(can_save: str, seconds: float) -> subprocess.Popen[str]:
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", PROGRAM, can_save, str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_with_nothing_to_save_ends_at_once(number):
+    process = start("nothing", 60)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert errors == "\nStopped at once, without a checkpoint.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_sent_twice_at_once_is_one(number):
+    """As `timeout` sends it: to the process, and to its group."""
+    process = start("can save", 2)
+    for _ in range(2):
+        process.send_signal(number)
+        time.sleep(0.05)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, f"{number.value}\n")
+    assert errors.count("Stopping after the steps already started.") == 1
+
+
+def test_a_second_signal_ends_at_once():
+    process = start("can save", 60)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.endswith("Stopped at once, without a checkpoint.\n")
