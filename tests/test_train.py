@@ -49,7 +49,7 @@ class Steps(SimpleNamespace):
             range(number), self.source.training(self.experiment.seed, first), strict=False
         ):
             state, loss = self.step(state, batch, key, {})
-            losses.append(loss)
+            losses.append(np.asarray(loss))  # one step at a time, as InMemory on several devices
         return state, np.array(losses)
 
 
