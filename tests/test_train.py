@@ -270,7 +270,10 @@ def test_a_loss_that_is_not_finite_names_its_step():
         networks.check_finite(np.array([[1.0, np.inf]]), 0, 1)
 
 
-VARIANTS = ["BopLayerwise", "Bop2ndOrder", "Cema", "threshold decay"]
+VARIANTS = [
+    "BopLayerwise",
+    *(pytest.param(v, marks=pytest.mark.slow) for v in ("Bop2ndOrder", "Cema", "threshold decay")),
+]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -80,7 +80,10 @@ def _check_logits(experiment: Experiment, model_of: Callable[[Any], Any], data: 
 
 
 def first_state(network: Network, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
-    """Draws the weights of a seed, which may be traced."""
+    """Draws the weights of a seed, which may be traced.
+
+    Put the state on the mesh by `on_every_device`: without it a step compiles twice.
+    """
     params, batch_stats = network.draw(seed)
     zero = jnp.zeros([]), jnp.zeros([], jnp.int32)
     sums = jax.tree.map(jnp.zeros_like, step_metrics(*zero, params, params, network.labels))

@@ -196,6 +196,7 @@ def test_the_command_writes_the_figure_and_resumes(vmap, tmp_path, monkeypatch, 
 SMALL_LANES = [lane(1e-2, 1e-7, 3), lane(1e-3, 0.0, 3)]
 
 
+@SLOW
 def test_a_sweep_on_an_accelerator(tmp_path, monkeypatch):
     """--vmap is the default there, and the program scans a stack of batches."""
     options = "--gammas --thresholds --seeds 3 4 --order separate --epochs 1 --run-dir"

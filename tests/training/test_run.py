@@ -149,7 +149,10 @@ def test_a_resumed_run_is_bit_identical(whole, tmp_path):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+SLOW_SIGTERM = pytest.param(signal.SIGTERM, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, SLOW_SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_resumes_bit_identical(whole, tmp_path, number):
     """Ctrl-C and SIGTERM save and print how to resume; SIGKILL leaves the last checkpoint."""
     options = (*TINY_OPTIONS, "--epochs", 10, "--run-dir", tmp_path / "run")
