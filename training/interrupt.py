@@ -44,22 +44,26 @@ class Interrupt:
         Call it before JAX is imported: threads inherit the mask, and a thread without it would take
         the signal.
         """
+        for number in SIGNALS:  # for a thread that a library unblocks, as multiprocessing does
+            signal.signal(number, lambda number, _: self._receive(number))
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         threading.Thread(target=self._wait, daemon=True).start()
         return self
 
     def _wait(self) -> None:
         while True:
-            number = signal.sigwait(SIGNALS)
-            if self.number and time.monotonic() - self._since < 1:
-                continue  # a supervisor may signal the process, and then its group
-            if self.number or not self.can_save:
-                print("\nStopped at once, without a checkpoint.", file=sys.stderr, flush=True)
-                os._exit(128 + number)
-            self.number, self._since = number, time.monotonic()
-            print(
-                "\nStopping after the steps already started. "
-                "A second signal stops at once, without a checkpoint.",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._receive(signal.sigwait(SIGNALS))
+
+    def _receive(self, number: int) -> None:
+        if self.number and time.monotonic() - self._since < 1:
+            return  # a supervisor may signal the process, and then its group
+        if self.number or not self.can_save:
+            print("\nStopped at once, without a checkpoint.", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+        self.number, self._since = number, time.monotonic()
+        print(
+            "\nStopping after the steps already started. "
+            "A second signal stops at once, without a checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -10,19 +10,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from training.interrupt import Interrupt
 
 interrupt = Interrupt().watch()
 interrupt.can_save = sys.argv[1] == "can save"
+if "unblocked" in sys.argv:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 print("ready", flush=True)
 time.sleep(float(sys.argv[2]))
 print(interrupt.number, flush=True)
 """
 
 
-def start(can_save: str, seconds: float) -> subprocess.Popen[str]:
-    pipe, command = subprocess.PIPE, [sys.executable, "-c", PROGRAM, can_save, str(seconds)]
+def start(can_save: str, seconds: float, *more: str) -> subprocess.Popen[str]:
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", PROGRAM, can_save, str(seconds), *more]
     process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -58,3 +60,12 @@ def test_a_second_signal_ends_at_once():
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.endswith("Stopped at once, without a checkpoint.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_thread_that_a_library_unblocks_does_not_end_the_process(number):
+    """As multiprocessing's resource tracker does in the thread that starts it."""
+    process = start("can save", 2, "unblocked")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, f"{number.value}\n")
