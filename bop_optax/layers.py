@@ -15,7 +15,8 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from bop_optax._product import binary_product
+from bop_optax._product import Product, binary_product
+from bop_optax.quantizers import is_one_bit
 
 # Forms of the layers' arguments.
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -81,6 +82,7 @@ class _BinaryLayer(nnx.Module):
         dtype: DTypeLike | None,
         param_dtype: DTypeLike,
         precision: lax.PrecisionLike,
+        product: Product,
         rngs: nnx.Rngs,
     ):
         latent = kernel_quantizer is not None
@@ -92,6 +94,7 @@ class _BinaryLayer(nnx.Module):
         self.kernel_quantizer = kernel_quantizer
         self.dtype = dtype
         self.precision = precision
+        self.product = product
 
     def _apply(self, inputs: ArrayLike, in_features: int, **options: Any) -> jax.Array:
         x, rank = jnp.asarray(inputs), self.kernel.ndim - 2
@@ -108,7 +111,15 @@ class _BinaryLayer(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_dtype((x, kernel, bias), dtype=self.dtype)
         batch, features = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
-        y = binary_product(x.reshape(-1, *features), kernel, precision=self.precision, **options)
+        y = binary_product(
+            x.reshape(-1, *features),
+            kernel,
+            precision=self.precision,
+            one_bit=is_one_bit(self.input_quantizer)
+            and (self.kernel_quantizer is None or is_one_bit(self.kernel_quantizer)),
+            product=self.product,
+            **options,
+        )
         y = y.reshape(*batch, *y.shape[1:])
         return y if bias is None else y + bias
 
@@ -135,6 +146,7 @@ class BinaryLinear(_BinaryLayer):
             the products exactly, but rounds sums beyond ±256.
         param_dtype: dtype of the parameters.
         precision: see `jax.lax.Precision`.
+        product: how the product is computed if both operands are one bit; see `Product`.
         rngs: its stream `params` draws the kernel.
 
     Raises:
@@ -163,6 +175,7 @@ class BinaryLinear(_BinaryLayer):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
+        product: Product = Product(),
         rngs: nnx.Rngs,
     ):
         super().__init__(
@@ -174,6 +187,7 @@ class BinaryLinear(_BinaryLayer):
             dtype=dtype,
             param_dtype=param_dtype,
             precision=precision,
+            product=product,
             rngs=rngs,
         )
         self.in_features, self.out_features = in_features, out_features
@@ -208,6 +222,7 @@ class BinaryConv(_BinaryLayer):
         dtype: see `BinaryLinear`.
         param_dtype: see `BinaryLinear`.
         precision: see `BinaryLinear`.
+        product: see `BinaryLinear`.
         rngs: see `BinaryLinear`.
 
     Raises:
@@ -245,6 +260,7 @@ class BinaryConv(_BinaryLayer):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         precision: lax.PrecisionLike = None,
+        product: Product = Product(),
         rngs: nnx.Rngs,
     ):
         window = (
@@ -264,6 +280,7 @@ class BinaryConv(_BinaryLayer):
             dtype=dtype,
             param_dtype=param_dtype,
             precision=precision,
+            product=product,
             rngs=rngs,
         )
         self.in_features, self.out_features = in_features, out_features

@@ -6,10 +6,29 @@ quantizers here return exactly ±1 in the dtype of their input: +1 at 0 and −0
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+
+def is_one_bit(quantizer: Any) -> bool:
+    """Tells whether a quantizer returns ±1: True if its attribute `precision` is 1, as in Larq.
+
+    Layers multiply the outputs of such quantizers as bits. A quantizer of your own needs the
+    attribute to take part.
+
+    Args:
+        quantizer: a function, a `functools.partial` of one, or None.
+
+    Example:
+        >>> is_one_bit(ste_sign), is_one_bit(partial(ste_sign, clip=2.0)), is_one_bit(jnp.tanh)
+        (True, True, False)
+    """
+    while isinstance(quantizer, partial):
+        quantizer = quantizer.func
+    return getattr(quantizer, "precision", None) == 1
 
 
 def binarize(x: ArrayLike) -> jax.Array:
@@ -102,3 +121,6 @@ def _(primals, tangents):
     distance = jnp.abs(x)
     slope = jnp.maximum(2 * (1 - distance), 0)
     return approx_sign(x), jnp.where(distance <= 1, slope * dx, jnp.zeros_like(dx))
+
+
+binarize.precision = ste_sign.precision = approx_sign.precision = 1  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]

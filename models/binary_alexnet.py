@@ -22,7 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
-from bop_optax.layers import BinaryConv, BinaryLinear, Quantizer
+from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
 
 # Keras's BatchNormalization(momentum=0.9), which the authors' code uses.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-3)
@@ -43,6 +43,7 @@ class BinaryAlexNet(nnx.Module):
         kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
             kernels are binary and have no latent weights.
         kernel_init: initializer of every kernel. Default: that of `bop_optax.layers`.
+        product: how the one-bit products are computed; see `bop_optax.layers.Product`.
         dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
@@ -64,11 +65,16 @@ class BinaryAlexNet(nnx.Module):
         image_shape: tuple[int, int, int] = (224, 224, 3),
         kernel_quantizer: Quantizer | None = None,
         kernel_init: nnx.Initializer | None = None,
+        product: Product = Product(),
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         rows, columns = last_map(image_shape)
-        options = {"kernel_quantizer": kernel_quantizer, "kernel_init": kernel_init}
+        options = {
+            "kernel_quantizer": kernel_quantizer,
+            "kernel_init": kernel_init,
+            "product": product,
+        }
         conv = partial(BinaryConv, dtype=dtype, rngs=rngs, **options)
         dense = partial(BinaryLinear, input_quantizer=ste_sign, dtype=dtype, rngs=rngs, **options)
         norm = partial(BatchNorm, dtype=dtype, rngs=rngs)

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
-from bop_optax.layers import BinaryConv, BinaryLinear, Quantizer
+from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
 
 # Keras's BatchNormalization(scale=False), which the authors' code uses.
 BatchNorm = partial(nnx.BatchNorm, use_scale=False, momentum=0.99, epsilon=1e-3)
@@ -42,6 +42,7 @@ class BinaryNet(nnx.Module):
         kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
             kernels are binary and have no latent weights.
         kernel_init: initializer of every kernel. Default: that of `bop_optax.layers`.
+        product: how the one-bit products are computed; see `bop_optax.layers.Product`.
         dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
@@ -65,6 +66,7 @@ class BinaryNet(nnx.Module):
         first_padding: str = "VALID",
         kernel_quantizer: Quantizer | None = None,
         kernel_init: nnx.Initializer | None = None,
+        product: Product = Product(),
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -75,7 +77,11 @@ class BinaryNet(nnx.Module):
             raise ValueError(
                 f"{stages=} poolings leave nothing of images of {height}×{breadth}; use fewer"
             )
-        kernel = {"kernel_quantizer": kernel_quantizer, "kernel_init": kernel_init}
+        kernel = {
+            "kernel_quantizer": kernel_quantizer,
+            "kernel_init": kernel_init,
+            "product": product,
+        }
         conv = partial(BinaryConv, kernel_size=(3, 3), dtype=dtype, rngs=rngs, **kernel)
         dense = partial(BinaryLinear, input_quantizer=ste_sign, dtype=dtype, rngs=rngs, **kernel)
         convs, denses, norms = [], [], []

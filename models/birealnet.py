@@ -28,7 +28,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from bop_optax import approx_sign
-from bop_optax.layers import BinaryConv, Quantizer, glorot_uniform
+from bop_optax.layers import BinaryConv, Product, Quantizer, glorot_uniform
 
 # Keras's BatchNormalization(momentum=0.8) and the real convolutions of the authors' code.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.8, epsilon=1e-3)
@@ -50,6 +50,7 @@ class BiRealNet(nnx.Module):
         kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
             kernels are binary and have no latent weights.
         kernel_init: initializer of the blocks' kernels. Default: that of `bop_optax.layers`.
+        product: how the one-bit products are computed; see `bop_optax.layers.Product`.
         dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
@@ -72,6 +73,7 @@ class BiRealNet(nnx.Module):
         small_images: bool = False,
         kernel_quantizer: Quantizer | None = None,
         kernel_init: nnx.Initializer | None = None,
+        product: Product = Product(),
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -85,6 +87,7 @@ class BiRealNet(nnx.Module):
             BiRealBlock,
             kernel_quantizer=kernel_quantizer,
             kernel_init=kernel_init,
+            product=product,
             dtype=dtype,
             rngs=rngs,
         )
@@ -130,6 +133,7 @@ class BiRealBlock(nnx.Module):
         kernel_quantizer: quantizer of latent weights, such as `bop_optax.ste_sign`. None: the
             kernels are binary and have no latent weights.
         kernel_init: initializer of the binary kernel. Default: that of `bop_optax.layers`.
+        product: how the one-bit products are computed; see `bop_optax.layers.Product`.
         dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
@@ -146,6 +150,7 @@ class BiRealBlock(nnx.Module):
         *,
         kernel_quantizer: Quantizer | None = None,
         kernel_init: nnx.Initializer | None = None,
+        product: Product = Product(),
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
@@ -158,6 +163,7 @@ class BiRealBlock(nnx.Module):
             input_quantizer=approx_sign,
             kernel_quantizer=kernel_quantizer,
             kernel_init=kernel_init,
+            product=product,
             dtype=dtype,
             rngs=rngs,
         )

@@ -27,7 +27,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
-from bop_optax.layers import BinaryConv, BinaryLinear, Quantizer, glorot_uniform
+from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer, glorot_uniform
 from models.binary_alexnet import last_map, max_pool
 
 # Keras's BatchNormalization(momentum=0.9); ε differs by layer in the authors' code.
@@ -49,6 +49,7 @@ class XNORNet(nnx.Module):
             kernels are binary and have no latent weights.
         kernel_init: initializer of the binary layers' kernels. Default: that of
             `bop_optax.layers`.
+        product: how the one-bit products are computed; see `bop_optax.layers.Product`.
         dtype: dtype of the computation. Default: inferred.
         rngs: draws the kernels.
 
@@ -70,11 +71,16 @@ class XNORNet(nnx.Module):
         image_shape: tuple[int, int, int] = (224, 224, 3),
         kernel_quantizer: Quantizer | None = None,
         kernel_init: nnx.Initializer | None = None,
+        product: Product = Product(),
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
         rows, columns = last_map(image_shape)
-        options = {"kernel_quantizer": kernel_quantizer, "kernel_init": kernel_init}
+        options = {
+            "kernel_quantizer": kernel_quantizer,
+            "kernel_init": kernel_init,
+            "product": product,
+        }
         options |= {"input_quantizer": ste_sign, "dtype": dtype, "rngs": rngs}
         real = {"use_bias": False, "kernel_init": glorot_uniform, "dtype": dtype, "rngs": rngs}
         norm = partial(BatchNorm, dtype=dtype, rngs=rngs)

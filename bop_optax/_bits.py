@@ -1,0 +1,142 @@
+"""Arithmetic on bits that are packed into uint32 words: products by XOR or AND and popcount.
+
+On a CPU with 512-bit population counts such a product runs near 8 tera-operations a second a pair
+of cores, where float32 reaches 0.4. XLA needs some help: see `bit_matmul`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+WORD = 32
+
+
+def pack(bits: jax.Array, axis: int = -1, planes: int = 1) -> jax.Array:
+    """Packs an axis of bits, or of small integers, into words; zero bits fill up the last word.
+
+    Args:
+        bits: bool; or integers of at least −2^(planes − 1) and below 2^(planes − 1), of which each
+            bit of the two's complement makes a plane. Any shape.
+        axis: the axis that is packed, which gets a 32nd of its size, rounded up. The last one stays
+            the last; another one becomes the first.
+        planes: number of bits of an integer.
+
+    Returns:
+        uint32, (planes, ...), the lowest bit first; see `plane_weights`. Bit i of word j is that of
+        entry 32·j + i.
+    """
+    size = bits.shape[axis]
+    full, words = size // WORD, -(-size // WORD)
+    if axis in (-1, bits.ndim - 1):
+        bits = jnp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, words * WORD - size)])
+        bits = bits.reshape(1, *bits.shape[:-1], words, WORD)
+        plane = jnp.arange(planes, dtype=jnp.int32).reshape(-1, *[1] * (bits.ndim - 1))
+        lane = jnp.arange(WORD, dtype=jnp.uint32)
+        return jnp.sum(_bit(bits, plane) << lane, -1, dtype=jnp.uint32)
+    bits = jnp.moveaxis(bits, axis, 0)
+
+    def word(bits: jax.Array, plane: int) -> jax.Array:  # XLA vectorizes it over the last axis
+        lanes = (_bit(bits[:, i], plane) << np.uint32(i) for i in range(bits.shape[1]))
+        return functools.reduce(jnp.bitwise_or, lanes)
+
+    parts = [bits[: full * WORD].reshape(full, WORD, *bits.shape[1:])] if full else []
+    parts += [bits[None, full * WORD :]] if size % WORD else []
+    return jnp.stack([jnp.concatenate([word(p, plane) for p in parts]) for plane in range(planes)])
+
+
+def _bit(values: jax.Array, plane: Any) -> jax.Array:
+    if values.dtype == bool:
+        return values.astype(jnp.uint32)
+    return ((values.astype(jnp.int32) >> plane) & 1).astype(jnp.uint32)
+
+
+def unpack(words: jax.Array, size: int) -> jax.Array:
+    """Undoes `pack` of bits along the last axis.
+
+    Args:
+        words: uint32, (..., words).
+        size: number of bits, at most 32 a word.
+
+    Returns:
+        bool, (..., size).
+    """
+    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & np.uint32(1)
+    bits = bits.reshape(*words.shape[:-1], words.shape[-1] * WORD)
+    return bits[..., :size].astype(bool)
+
+
+def plane_weights(planes: int) -> np.ndarray:
+    """What a bit of each plane counts, (planes,), int32: 1, 2, 4, ..., −2^(planes − 1)."""
+    weights = 2 ** np.arange(planes, dtype=np.int32)
+    weights[-1] *= -1 if planes > 1 else 1
+    return weights
+
+
+def bit_matmul(
+    a: jax.Array,
+    b: jax.Array,
+    operation: Callable[[jax.Array, jax.Array], jax.Array],
+    finish: Callable[..., jax.Array] = lambda counts: counts,
+    *operands: jax.Array,
+) -> jax.Array:
+    """Counts the ones of `operation(a, b)`, as a matrix product adds up a·b.
+
+    Either operand may have planes, as from `pack`; their counts are added with the planes'
+    weights.
+
+    XLA makes one vectorized loop of the words that are unrolled here; they should fit into the
+    first cache. Inside `lax.fori_loop` it does so only if 16 words or more are unrolled. Nothing
+    else may be fused with the loop, which would then run once for each use.
+
+    Args:
+        a: uint32, (planes or 1, words, rows).
+        b: uint32, (planes or 1, words, columns); columns are vectorized.
+        operation: `jnp.bitwise_xor` or `jnp.bitwise_and`.
+        finish: an elementwise function on the int32 counts (rows, columns) and `operands`; it costs
+            no pass of its own.
+        operands: further arguments of `finish`.
+
+    Returns:
+        What `finish` returns. Default: int32, (rows, columns).
+    """
+    planes, words = max(len(a), len(b)), a.shape[1]
+    loops = max(1, -(-words // max(16, min(40, 9216 // b.shape[-1]))))
+
+    def count(a: jax.Array, b: jax.Array) -> jax.Array:
+        pairs = (operation(a[i, :, None], b[i]) for i in range(len(a)))
+        counts = (lax.population_count(pair) for pair in pairs)
+        return functools.reduce(jnp.add, counts).astype(jnp.int32)
+
+    if planes * loops == 1:
+        return _alone(lambda a, b, *rest: finish(count(a[0], b[0]), *rest), a, b, *operands)
+    loops = max(loops, 2 // planes)
+    unrolled = max(16, -(-words // loops))
+    weights = jnp.asarray(plane_weights(planes))
+
+    def by_loop(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, loops * unrolled - words), (0, 0)))
+        return x.reshape(-1, unrolled, x.shape[-1])
+
+    a, b = by_loop(a), by_loop(b)
+
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
+        ones = count(*(lax.dynamic_index_in_dim(x, i % len(x), 0, False) for x in (a, b)))
+        return total + (ones if planes == 1 else ones * weights[i // loops])
+
+    total = jnp.zeros((a.shape[-1], b.shape[-1]), jnp.int32)
+    return finish(lax.fori_loop(0, planes * loops, add, total), *operands)
+
+
+def _alone(function: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
+    """Computes a function of words with nothing else fused into it.
+
+    XLA moves nothing into a conditional. The condition always holds, which XLA does not know.
+    """
+    shape = jax.eval_shape(function, *operands)
+    holds = operands[0].reshape(-1)[0] | np.uint32(1) != 0
+    return lax.cond(holds, function, lambda *_: jnp.zeros(shape.shape, shape.dtype), *operands)
