@@ -194,6 +194,7 @@ def _forward(
     popcount: bool,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     del backward
+    x, kernel = _once_differentiable(x), _once_differentiable(kernel)
     words = pack(x < 0)[0]  # the backward pass keeps one bit of each activation
     if popcount:
         y = _popcount_product(words, kernel, geometry)
@@ -237,8 +238,8 @@ _one_bit_product.defvjp(_forward, _backward)
 
 
 @jax.custom_jvp
-def _once_differentiable(g: jax.Array) -> jax.Array:
-    return g
+def _once_differentiable(x: jax.Array) -> jax.Array:
+    return x
 
 
 @_once_differentiable.defjvp
@@ -399,7 +400,7 @@ def _popcount_kernel_gradient(
     counts = bit_matmul(a[None], b, jnp.bitwise_and)
     positive = counts[: -len(taps)].reshape(len(taps), features, out)
     total = counts[-len(taps) :][:, None]  # of the gradients that meet no padding
-    gradient = (2 * positive - total).reshape(*window, features, out)
+    gradient = (2 * positive - total).reshape(*window, features, out).astype(jnp.float32)
     if geometry.padding_value == 0:
         return gradient
     padding = jnp.sum(g.astype(jnp.int32), range(g.ndim - 1)) - total.reshape(*window, 1, out)

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bop_optax import binary_labels, flip_ratio, log_flip_ratio
-from bop_optax.layers import BinaryParam, LatentParam
+from bop_optax.layers import BinaryParam, LatentParam, Product
 from training.config import Experiment
 from training.data.augment import scale
 from training.interrupt import Stopped
@@ -50,7 +50,9 @@ def make_network(experiment: Experiment, data: Any) -> Network:
 
     def model_of(seed: Any) -> nnx.Module:
         rngs = nnx.Rngs(jax.random.key(seed))
-        options = experiment.optimizer.kernel_options
+        options = dict(experiment.optimizer.kernel_options)
+        if experiment.backward != "float32":
+            options["product"] = Product(backward=experiment.backward)
         return experiment.model.build(data.image_shape, data.num_classes, rngs=rngs, **options)
 
     def draw(seed: Any) -> tuple[Any, nnx.State]:

@@ -1,11 +1,30 @@
-"""The product of the binary layers, by hand and against matrix products."""
+"""The product of the binary layers: by hand, by bits against floats, its gradients."""
+
+import itertools
+import logging
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 
-from bop_optax._product import binary_product
-from bop_optax.layers import rademacher
+from bop_optax import ste_sign
+from bop_optax._bits import bit_matmul, pack, plane_weights, unpack
+from bop_optax._product import Product, _round_to_bits, binary_product
+from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, rademacher
+
+rng = np.random.default_rng(0)
+BACKWARD = ["float32", "bfloat16", 2, 4, 8]
+
+
+def signs(*shape):
+    return jnp.asarray(rng.choice([-1.0, 1.0], shape), jnp.float32)
+
+
+def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
 def test_product_of_a_matrix():
@@ -13,12 +32,18 @@ def test_product_of_a_matrix():
     np.testing.assert_allclose(binary_product(x, kernel), x @ kernel, rtol=1e-6)
 
 
-def test_product_by_hand():
+@pytest.mark.parametrize("one_bit", [False, True])
+def test_product_by_hand(one_bit):
     x, kernel = jnp.asarray([1.0, -1.0, 1.0]), jnp.asarray([1.0, 1.0, -1.0])
 
     def product(**options):
         y = binary_product(
-            x[None, :, None], kernel[:, None, None], strides=(1,), kernel_dilation=(1,), **options
+            x[None, :, None],
+            kernel[:, None, None],
+            strides=(1,),
+            kernel_dilation=(1,),
+            one_bit=one_bit,
+            **options,
         )
         return y[0, :, 0]
 
@@ -26,3 +51,247 @@ def test_product_by_hand():
     np.testing.assert_array_equal(product(padding="SAME"), [2, -1, 0])
     np.testing.assert_array_equal(product(padding="SAME", padding_value=1.0), [3, -1, -1])
     np.testing.assert_array_equal(product(padding=[(0, 1)], padding_value=-1.0), [-1, 1])
+
+
+# ---- Bits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 70])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_pack(size, axis):
+    shape = [3, 4, 5]
+    shape[axis] = size
+    bits = rng.integers(0, 2, shape).astype(bool)
+    words = np.asarray(pack(jnp.asarray(bits), axis)[0])
+    expected = np.moveaxis(bits, axis, 0)
+    expected = np.pad(expected, ((0, -size % 32), (0, 0), (0, 0))).reshape(
+        -1, 32, *expected.shape[1:]
+    )
+    expected = sum(expected[:, i].astype(np.uint32) << np.uint32(i) for i in range(32))
+    np.testing.assert_array_equal(words, np.moveaxis(expected, 0, 2) if axis == -1 else expected)
+    if axis == -1:
+        np.testing.assert_array_equal(unpack(jnp.asarray(words), size), bits)
+
+
+@pytest.mark.parametrize("planes", [1, 2, 5, 8])
+@pytest.mark.parametrize("words", [1, 18, 41, 90])
+@pytest.mark.parametrize("side", [0, 1])
+def test_bit_matmul(planes, words, side):
+    operands = [
+        rng.integers(0, 2**32, (planes if i == side else 1, words, size), dtype=np.uint32)
+        for i, size in enumerate((7, 33))
+    ]
+    for ours, theirs in ((jnp.bitwise_xor, np.bitwise_xor), (jnp.bitwise_and, np.bitwise_and)):
+        bits = theirs(operands[0][..., None], operands[1][:, :, None])
+        ones = np.unpackbits(bits.view(np.uint8).reshape(*bits.shape, 4), axis=-1).sum((-1, 1))
+        expected = np.tensordot(plane_weights(planes), ones.astype(np.int64), 1)
+        np.testing.assert_array_equal(
+            jax.jit(partial(bit_matmul, operation=ours))(*map(jnp.asarray, operands)), expected
+        )
+
+
+# ---- One bit against floats ----------------------------------------------------------------------
+
+GEOMETRIES = {
+    "linear": ((), (5,), {}),
+    "rank 1": ((3,), (33, 9), {"padding": "SAME"}),
+    "same": ((3, 3), (4, 7, 6), {"padding": "SAME"}),
+    "strided": ((3, 2), (4, 7, 6), {"strides": (2, 1)}),
+    "pairs, +1": (
+        (3, 2),
+        (35, 8, 7),
+        {"padding": [(0, 2), (3, 1)], "strides": (3, 2), "padding_value": 1.0},
+    ),
+    "dilated, -1": (
+        (3, 3),
+        (2, 9, 8),
+        {"padding": "SAME", "kernel_dilation": (1, 2), "padding_value": -1.0},
+    ),
+    "rank 3, half": (
+        (2, 3, 1),
+        (2, 4, 5, 3),
+        {"strides": (1, 2, 1), "padding": "SAME", "padding_value": 0.5},
+    ),
+    "one image": ((3, 3), (1, 5, 5), {"padding": "SAME", "strides": (2, 2)}),
+    "no image": ((3, 3), (0, 5, 5), {"padding": "SAME"}),
+    "groups": ((3, 3), (2, 5, 5), {"padding": "SAME", "feature_group_count": 2}),
+    "many pixels": ((3, 3), (3, 15, 15), {"padding": "SAME"}),
+}
+
+
+def operands(name, channels, dtype=jnp.float32):
+    window, shape, options = GEOMETRIES[name]
+    groups = options.get("feature_group_count", 1)
+    kernel = signs(*window, channels, 38) * jnp.asarray(2.0 ** rng.integers(-2, 2, 38), jnp.float32)
+    return signs(*shape, channels * groups).astype(dtype), kernel.astype(dtype), options
+
+
+@pytest.mark.parametrize("channels", [1, 40])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_one_bit_equals_float(name, channels):
+    """The forward pass to the bit; the gradients are those of the rounded incoming gradient."""
+    x, kernel, options = operands(name, channels)
+    float_product = partial(binary_product, **options)
+    expected, float_vjp = jax.vjp(float_product, x, kernel)
+    g = normal(*expected.shape)
+    for forward, backward in itertools.product(("popcount", "float"), BACKWARD):
+        one_bit = partial(float_product, one_bit=True, product=Product(forward, backward))
+        (y, gradients) = jax.jit(lambda x, w, f=one_bit: (f(x, w), jax.vjp(f, x, w)[1](g)))(
+            x, kernel
+        )
+        np.testing.assert_array_equal(y, expected)
+        assert y.dtype == expected.dtype
+        rounded = g
+        if backward == "bfloat16":
+            rounded = g.astype(jnp.bfloat16).astype(jnp.float32)
+        elif backward != "float32" and g.size:
+            alpha = jnp.abs(kernel.reshape(-1, 38)[0])
+            integers, scale = _round_to_bits(g * alpha, backward)
+            rounded = integers.astype(jnp.float32) * scale / alpha
+        for ours, theirs in zip(gradients, float_vjp(rounded), strict=True):
+            assert ours.dtype == theirs.dtype
+            size = float(jnp.max(jnp.abs(theirs))) if theirs.size else 1.0
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=3e-6 * size)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes(dtype):
+    x, kernel, options = operands("same", 20, dtype)
+    expected = binary_product(x, kernel, **options)
+    y = binary_product(x, kernel, **options, one_bit=True, product=Product("popcount"))
+    assert y.dtype == expected.dtype == dtype
+    np.testing.assert_array_equal(y, expected)
+
+
+def layer_and_images(**options):
+    layer = BinaryConv(
+        33, 20, (3, 3), input_quantizer=ste_sign, product=Product(**options), rngs=nnx.Rngs(0)
+    )
+    return layer, normal(8, 9, 9, 33)
+
+
+@pytest.mark.parametrize("backward", ["float32", 4])
+def test_transformations(backward):
+    """vmap, scan and remat compute what plain calls do."""
+    layer, x = layer_and_images(forward="popcount", backward=backward)
+    graph, params = nnx.split(layer)
+
+    def gradients(params, x):
+        return jax.grad(lambda p, x: jnp.sum(jnp.sin(nnx.merge(graph, p)(x))), (0, 1))(params, x)
+
+    expected = jax.tree.leaves(jax.jit(gradients)(params, x))
+    stacked = jnp.stack([x, x])
+    ways = {
+        "vmap": jax.vmap(gradients, (None, 0))(params, stacked),
+        "scan": jax.lax.scan(lambda _, x: (None, gradients(params, x)), None, stacked)[1],
+    }
+    for results in ways.values():
+        for ours, theirs in zip(jax.tree.leaves(results), expected, strict=True):
+            np.testing.assert_allclose(ours[1], theirs, rtol=1e-5, atol=1e-4)
+    remat = jax.grad(jax.checkpoint(lambda p, x: jnp.sum(jnp.sin(nnx.merge(graph, p)(x)))), (0, 1))
+    for ours, theirs in zip(jax.tree.leaves(remat(params, x)), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_eight_devices_share_a_batch():
+    layer, x = layer_and_images(forward="popcount", backward=8)
+    graph, params = nnx.split(layer)
+
+    @jax.jit
+    def step(params, x):
+        return jax.value_and_grad(lambda p: jnp.sum(jnp.sin(nnx.merge(graph, p)(x))))(params)
+
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    shared = jax.device_put(x, jax.NamedSharding(mesh, jax.P("batch")))
+    everywhere = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    for ours, theirs in zip(
+        jax.tree.leaves(step(everywhere, shared)), jax.tree.leaves(step(params, x)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_the_backward_pass_keeps_bits():
+    """No float of the size of the activations is kept but zeros, which XLA folds."""
+    layer, x = layer_and_images(forward="popcount")
+    _, vjp = jax.vjp(jax.jit(layer), x)
+    kept = [leaf for leaf in jax.tree.leaves(vjp) if leaf.size >= x.size]
+    floats = [leaf for leaf in kept if leaf.dtype != bool]
+    assert len(kept) - len(floats) == 1  # the mask of the estimator, a byte each
+    assert not any(np.any(leaf) for leaf in floats)
+
+
+def test_second_derivatives_are_refused():
+    layer, x = layer_and_images()
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        jax.hessian(lambda x: jnp.sum(layer(x) ** 2))(x[:1])
+
+
+# ---- Rounding of gradients -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounding_is_unbiased(bits):
+    g = jnp.linspace(-1, 1, 41)
+    levels = 2 ** (bits - 1) - 1
+    draws = []
+    for i in range(400):  # other values elsewhere in the tensor make another draw
+        integers, scale = _round_to_bits(jnp.append(g, 1 + 1e-3 * i), bits)
+        draws.append(integers[:-1].astype(jnp.float32) * scale)
+        assert jnp.max(jnp.abs(integers)) == levels
+        np.testing.assert_array_less(jnp.abs(draws[-1] - g), scale * (1 + 1e-5))
+    error = np.mean(draws, 0) - g
+    deviation = np.max(np.std(draws, 0)) / np.sqrt(len(draws))
+    assert np.max(np.abs(error)) < 5 * deviation
+    assert np.std(error) > 0
+
+
+def test_rounding_keeps_zeros_and_shows_nan():
+    g = jnp.zeros((5, 7))
+    integers, scale = _round_to_bits(g, 4)
+    assert (integers.dtype, float(scale)) == (np.int8, 0)
+    assert not jnp.any(integers)
+    integers, _ = _round_to_bits(g.at[0, 0].set(2.0), 4)
+    assert jnp.count_nonzero(integers) == 1
+    assert jnp.isnan(_round_to_bits(g.at[0, 0].set(jnp.nan), 4)[1])
+
+
+# ---- Choice --------------------------------------------------------------------------------------
+
+
+def test_formulations_are_logged(caplog):
+    caplog.set_level(logging.DEBUG, "bop_optax.product")
+    layer, x = layer_and_images(backward=8)
+    layer(x)
+    assert "(8, 9, 9, 33) by (3, 3, 33, 20): forward popcount, backward 8" in caplog.text
+
+
+def test_only_one_bit_operands_are_packed():
+    real, bits = jnp.full((2, 3), 0.3), partial(ste_sign, clip=2.0)
+    by_quantizer = {
+        q: BinaryLinear(3, 2, input_quantizer=q, rngs=nnx.Rngs(0))(real)
+        for q in (None, jnp.tanh, bits)
+    }
+    kernel = BinaryLinear(3, 2, rngs=nnx.Rngs(0)).kernel[...]
+    np.testing.assert_allclose(by_quantizer[None], real @ kernel, rtol=1e-6)
+    np.testing.assert_allclose(by_quantizer[jnp.tanh], jnp.tanh(real) @ kernel, rtol=1e-6)
+    np.testing.assert_array_equal(by_quantizer[bits], jnp.ones_like(real) @ kernel)
+    latent = BinaryLinear(
+        3, 2, input_quantizer=ste_sign, kernel_quantizer=jnp.tanh, rngs=nnx.Rngs(0)
+    )
+    assert not isinstance(latent.kernel, BinaryParam)
+    expected = jnp.ones_like(real) @ jnp.tanh(latent.kernel[...])
+    np.testing.assert_allclose(latent(real), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"forward": "fast"}, "forward must be .* got 'fast'"),
+        ({"backward": 1}, "from 2 to 8, got 1"),
+        ({"backward": 9}, "from 2 to 8, got 9"),
+        ({"backward": "float16"}, "got 'float16'"),
+    ],
+)
+def test_wrong_products(options, message):
+    with pytest.raises(ValueError, match=message):
+        Product(**options)

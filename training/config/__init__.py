@@ -7,10 +7,11 @@ frozen dataclass with the same method, `build` or `load`.
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
+from bop_optax.layers import Product
 from training.config.data import Arrays, Cifar10, Digits, ImageNet
 from training.config.model import BinaryAlexNet, BinaryNet, BiRealNet, XNORNet
 from training.config.optimizer import (
@@ -76,6 +77,8 @@ class Experiment:
     """Augmentation: random shifts by up to this many pixels. 0: none."""
     flip: bool = True
     """Augmentation: mirror half of the training images."""
+    backward: Literal["float32", "bfloat16"] | int = "float32"
+    """What gradients of one-bit products are rounded to: nothing, bfloat16, or 2 to 8 bits."""
     seed: int = 0
     """Seed ≥ 0 of the weights, the order of the images and the augmentation."""
 
@@ -83,6 +86,7 @@ class Experiment:
         require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         require(self.pad >= 0, "pad", "at least 0", self.pad)
+        Product(backward=self.backward)
         require(0 <= self.seed < 2**32, "seed", "from 0 to 2³² − 1", self.seed)
 
     @property
