@@ -13,7 +13,9 @@ from bop_optax._flip import (
     check_params,
     flip_update,
     increment,
+    round_stochastically,
     rounded,
+    rounding_words,
     value_at,
     zero_averages,
 )
@@ -25,10 +27,12 @@ class BopState(NamedTuple):
     Attributes:
         count: number of updates so far, int32 scalar; schedules are evaluated at it.
         ema: m, the moving average of the gradients, in `ema_dtype`, in the tree of the parameters.
+        rounding: two uint32 words that draw the noise of stochastic rounding; None without it.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     ema: optax.Updates
+    rounding: jax.Array | None = None
 
 
 def bop(
@@ -36,6 +40,7 @@ def bop(
     threshold: ArrayLike | optax.Schedule = 1e-8,
     *,
     ema_dtype: DTypeLike = jnp.float32,
+    rounding_key: jax.Array | int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Flips binary weights whose gradient is consistent and strong.
 
@@ -85,8 +90,15 @@ def bop(
             scales with the loss. Too high: weights stop flipping. Too low (0): weights flip back
             and forth, and the network overfits.
         ema_dtype: floating dtype of :math:`m`, independent of the dtype of the weights. Below
-            float32 the average stops moving at small `gamma`: 1 - 1e-4 is 1 in bfloat16.
-            `optax.inject_hyperparams` needs `static_args=("ema_dtype",)`.
+            float32 the average stops moving at small `gamma`: 1 - 1e-4 is 1 in bfloat16. bfloat16
+            with a `rounding_key` has no such limit. `optax.inject_hyperparams` needs
+            `static_args=("ema_dtype", "rounding_key")`.
+        rounding_key: a key, as from `jax.random.key`, or a seed. With ``ema_dtype=jnp.bfloat16``
+            each new average is then computed in float32 and rounded to bfloat16 stochastically: up
+            or down at random, so that its expected value is the float32 average. Small steps are
+            no longer lost, and the state takes half the memory. The noise depends on the key, the
+            step, the array and the position in it (under `jax.shard_map`, the position in the
+            device's own shard). None: rounds to nearest.
 
     Returns:
         A transform. Its `update(grads, state, params)` needs `params`. Updates have the shape and
@@ -96,7 +108,8 @@ def bop(
     Raises:
         ValueError: if a number `gamma` is outside (0, 1], a number `threshold` is negative or NaN
             (values of schedules and arrays are not checked), either is an array that is not a
-            scalar, or `ema_dtype` is not floating; in `update`, if `params` is missing.
+            scalar, `ema_dtype` is not floating, or `rounding_key` is given and `ema_dtype` is not
+            bfloat16; in `update`, if `params` is missing.
         TypeError: in `init`, if a parameter is not real floating point.
 
     Example:
@@ -114,26 +127,38 @@ def bop(
         Helwegen, Widdicombe, Geiger, Liu, Cheng, Nusselder. Latent Weights Do Not Exist:
         Rethinking Binarized Neural Network Optimization. NeurIPS 2019, arXiv:1906.02107.
         Section 4, Algorithm 2.
+
+        Gupta, Agrawal, Gopalakrishnan, Narayanan. Deep Learning with Limited Numerical Precision.
+        ICML 2015, arXiv:1502.02551. Section 3, stochastic rounding.
     """
     check_hyperparameters(ema_dtype, gamma=gamma, threshold=threshold)
+    if rounding_key is not None and jnp.dtype(ema_dtype) != jnp.bfloat16:
+        raise ValueError(
+            f"rounding_key is for averages in bfloat16, got ema_dtype={jnp.dtype(ema_dtype)}: "
+            "give ema_dtype=jnp.bfloat16, or leave rounding_key out"
+        )
+    dtype = ema_dtype if rounding_key is None else jnp.float32  # of the computation
 
     def init(params: optax.Params) -> BopState:
-        return BopState(jnp.zeros([], jnp.int32), zero_averages(params, ema_dtype))
+        rounding = None if rounding_key is None else rounding_words(rounding_key)
+        return BopState(jnp.zeros([], jnp.int32), zero_averages(params, ema_dtype), rounding)
 
     def update(
         updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, BopState]:
         check_params(params)
-        rate = value_at(gamma, state.count, ema_dtype)
-        tau = value_at(threshold, state.count, ema_dtype)
-        grads = cast(updates, ema_dtype)
-        ema = jax.tree.map(lambda m, g: m + rounded(rate * (g - m)), state.ema, grads)
+        rate = value_at(gamma, state.count, dtype)
+        tau = value_at(threshold, state.count, dtype)
+        grads = cast(updates, dtype)
+        ema = jax.tree.map(lambda m, g: m + rounded(rate * (g - m)), cast(state.ema, dtype), grads)
+        if state.rounding is not None:
+            ema = round_stochastically(ema, state.rounding, state.count)
         flip = jax.tree.map(
             lambda m, w: (jnp.abs(m) > tau) & (jnp.sign(m) == jnp.sign(w).astype(m.dtype)),
-            ema,
+            cast(ema, dtype),
             params,
         )
         updates = jax.tree.map(flip_update, flip, params)
-        return updates, BopState(increment(state.count), ema)
+        return updates, BopState(increment(state.count), ema, state.rounding)
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]

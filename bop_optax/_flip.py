@@ -25,6 +25,47 @@ def flip_update(flip: jax.Array, w: ArrayLike) -> jax.Array:
     return jnp.where(flip, -2 * jnp.asarray(w), jnp.zeros_like(w))
 
 
+def rounding_words(key: ArrayLike) -> jax.Array:
+    """Two uint32 words drawn from a key or a seed: what a state keeps of it."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return jax.random.bits(key if typed else jax.random.key(key), (2,), jnp.uint32)
+
+
+def round_stochastically(tree: optax.Updates, words: jax.Array, count: jax.Array) -> optax.Updates:
+    """Rounds float32 to bfloat16, up or down at random, so that the expected value is exact.
+
+    `words` and the step's number draw the noise, each array's on its own.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), count)
+    seeds = jax.random.bits(step_key, (len(leaves), 2), jnp.uint32)
+    return treedef.unflatten(map(_round_array, leaves, seeds))
+
+
+def _round_array(x: jax.Array, seeds: jax.Array) -> jax.Array:
+    """Adds 16 random bits below the last bit of bfloat16 and clears the bits there."""
+    largest = float(jnp.finfo(jnp.bfloat16).max)
+    bits = jax.lax.bitcast_convert_type(jnp.clip(x, -largest, largest), jnp.uint32)
+    bits = (bits + _noise(x.shape, seeds)) & jnp.uint32(0xFFFF0000)
+    # The NaN is selected in float32: XLA would otherwise compute all this once more for the flips.
+    y = jnp.where(jnp.isnan(x), x, jax.lax.bitcast_convert_type(bits, jnp.float32))
+    return y.astype(jnp.bfloat16)  # exact
+
+
+def _noise(shape: tuple[int, ...], seeds: jax.Array) -> jax.Array:
+    """16 random bits for each position of an array.
+
+    They are a hash of the position, computed in the pass that reads the gradient. On a CPU
+    `jax.random.bits` takes ten times as long as the whole update.
+    """
+    position = jnp.zeros(shape, jnp.uint32)
+    for axis, size in enumerate(shape):
+        position = position * size + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    x = position ^ seeds[0]
+    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
+    return ((x ^ (x >> 15) ^ seeds[1]) * jnp.uint32(0x735A2D97)) >> 16
+
+
 def value_at(value: ArrayLike | optax.Schedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:
     """A hyperparameter at a step."""
     return jnp.asarray(value(count) if callable(value) else value, dtype)

@@ -1,5 +1,6 @@
 """Every transform of the library with hyperparameters, for the contract tests."""
 
+import inspect
 from functools import cache
 
 import chex
@@ -13,6 +14,10 @@ from bop_optax.latent import clip_latent, scale_by_glorot
 
 CASES = {
     "bop": (bop, {"gamma": 0.25, "threshold": 0.125}),
+    "rounded": (
+        bop,
+        {"gamma": 0.25, "threshold": 0.125, "ema_dtype": jnp.bfloat16, "rounding_key": 0},
+    ),
     "layerwise": (bop_layerwise, {"gamma": 0.25, "threshold": 0.5}),
     "2nd-order": (bop_2nd_order, {"gamma": 0.25, "threshold": 0.3, "sigma": 0.125}),
     "unbiased": (
@@ -23,11 +28,13 @@ CASES = {
     "scale_by_glorot": (scale_by_glorot, {}),
     "clip_latent": (clip_latent, {"limit": 0.5}),
 }
-FLIPPING = ["bop", "layerwise", "2nd-order", "unbiased", "cema"]
+FLIPPING = ["bop", "rounded", "layerwise", "2nd-order", "unbiased", "cema"]
 every = pytest.mark.parametrize("name", CASES)
 flipping = pytest.mark.parametrize("name", FLIPPING)
+flipping_in_float32 = pytest.mark.parametrize("name", [n for n in FLIPPING if n != "rounded"])
+STATIC = {"ema_dtype", "rounding_key", "unbiased"}
 HYPERPARAMETERS = {
-    name: [key for key in options if key != "unbiased"] for name, (_, options) in CASES.items()
+    name: [key for key in options if key not in STATIC] for name, (_, options) in CASES.items()
 }
 
 
@@ -47,10 +54,8 @@ def new(name, **options):
 
 def injected(name, **options):
     make, defaults = CASES[name]
-    static = ("ema_dtype", "unbiased")[: 2 if make is bop_2nd_order else 1]
-    inject = optax.inject_hyperparams(
-        make, static_args=static if name in FLIPPING else (), hyperparam_dtype=jnp.float32
-    )
+    static = STATIC & set(inspect.signature(make).parameters)
+    inject = optax.inject_hyperparams(make, static_args=static, hyperparam_dtype=jnp.float32)
     return inject(**{**defaults, **options})
 
 
