@@ -95,9 +95,9 @@ def run(
             experiment,
             source,
             folder,
-            state,
+            on_every_device(draw(np.uint32(experiment.seed)), mesh),
             lambda state, batch: step(state, batch, key, {}),
-            lambda state: evaluate(count, state, source.evaluation()),
+            lambda state: evaluate(count, state, source.evaluation(), source.in_flight),
             interrupt,
         )
         weights = nnx.merge_state(state.params, state.batch_stats)
@@ -199,15 +199,19 @@ def make_count_correct(network: Network) -> Callable[[TrainState, Batch], jax.Ar
     return count_correct
 
 
-def evaluate(count_correct: Callable[..., Any], state: Any, batches: Iterable[Batch]) -> np.ndarray:
+def evaluate(
+    count_correct: Callable[..., Any], state: Any, batches: Iterable[Batch], in_flight: int = 1
+) -> np.ndarray:
     """Top-1 and top-5 accuracy over the images that are not masked: (2,), or (networks, 2)."""
-    correct, number = np.zeros(2, np.int64), 0
+    counts = []
     for batch in batches:
-        correct = correct + jax.device_get(count_correct(state, batch))
-        number += int(jnp.sum(batch.mask))
+        counts.append((count_correct(state, batch), jnp.sum(batch.mask)))
+        if len(counts) >= in_flight:  # the oldest of them must be done
+            jax.block_until_ready(counts[-in_flight])
+    number = sum(int(images) for _, images in counts)
     if not number:
         raise Stopped("No evaluation image could be decoded.")
-    return correct / number
+    return np.sum([correct for correct, _ in counts], axis=0) / number
 
 
 # ---- The loop ------------------------------------------------------------------------------------

@@ -192,7 +192,9 @@ def train_networks(
         folder,
         states,
         lambda states, batch: program.train_steps(states, batch, *rest),
-        lambda states: train.evaluate(program.count_correct, states, source.evaluation()),
+        lambda states: train.evaluate(
+            program.count_correct, states, source.evaluation(), source.in_flight
+        ),
         interrupt,
         partial(training_batches, sweep, source, lanes),
     )

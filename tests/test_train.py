@@ -169,6 +169,8 @@ def test_every_test_image_counts_exactly_once(data, one_epoch, batch_size):
     assert top1 == np.mean(ranks[:, 0] == data.test_labels)
     assert top5 == np.mean(np.any(ranks[:, :5] == data.test_labels[:, None], -1))
     assert top1 < top5 < 1
+    later = train.evaluate(count, state, source.evaluation(), source.in_flight)
+    np.testing.assert_array_equal(later, [top1, top5])
 
 
 def test_masked_images_count_neither_in_the_loss_nor_in_the_accuracy(data, one_epoch):
@@ -187,6 +189,17 @@ def test_masked_images_count_neither_in_the_loss_nor_in_the_accuracy(data, one_e
     assert correct[0] == correct[1] <= 16
     _, whole = step(state, Batch(images, labels, mask | True), jax.random.key(0), {})
     assert float(whole) != losses[0]
+
+
+def test_a_limited_number_of_evaluation_batches_is_in_flight(monkeypatch):
+    """Before a batch is dispatched, all but the newest `in_flight` − 1 are done."""
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", lambda counts: waited.append(int(counts[0][0])))
+    batches = [Batch(np.zeros(1), np.zeros(1), np.ones(1, bool)) for _ in range(5)]
+    numbers = iter(range(5))
+    results = train.evaluate(lambda *_: jnp.full(2, next(numbers)), None, batches, 3)
+    assert waited == [0, 1, 2]
+    np.testing.assert_array_equal(results, [2, 2])
 
 
 def test_no_evaluation_image():

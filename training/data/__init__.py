@@ -22,6 +22,15 @@ class Batch(NamedTuple):
     mask: Any
 
 
+def in_flight(mesh: "Mesh") -> int:
+    """Batches that may be dispatched before the first of them is done.
+
+    Collectives of several steps in flight can starve each other on a CPU's few threads.
+    """
+    on_cpus = mesh.devices.flat[0].platform == "cpu"
+    return 1 if on_cpus and mesh.size > 1 else 10
+
+
 def check_batch_size(batch_size: int, num_train: int, mesh: "Mesh") -> None:
     """Raises a ValueError unless an epoch has a batch and the mesh's devices can share it."""
     if batch_size < 1:

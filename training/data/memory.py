@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from training.data import Batch, check_batch_size
+from training.data import Batch, check_batch_size, in_flight
 
 _LARGEST_LABEL: Any = None  # `Dataset` replaces it by an int
 STEPS_AT_ONCE = 200  # at most, in a stack of batches
@@ -235,7 +235,8 @@ class InMemory:
         steps_per_epoch: batches in an epoch; an incomplete last batch is dropped.
         stacked: True if a training batch is a stack of steps, to be scanned, as on an accelerator.
             On a CPU it is one step: XLA's convolutions are many times slower inside a loop there.
-        dispatched: batches that the loop may dispatch before it reads their losses.
+        in_flight: evaluation batches that may be dispatched before the first of them is done.
+        dispatched: training batches that the loop may dispatch before it reads their losses.
         evaluated_on: the split that `evaluation` yields: "test" or "validation".
     """
 
@@ -243,8 +244,8 @@ class InMemory:
         """Copies the data to every device of the mesh."""
         self.steps_per_epoch = data.num_train // batch_size
         self.stacked = jax.default_backend() != "cpu"
-        # Collectives of several steps in flight can starve each other on a CPU's few threads.
-        self.dispatched = 10 if mesh.size == 1 and not self.stacked else 1
+        self.in_flight = in_flight(mesh)
+        self.dispatched = 1 if self.stacked else self.in_flight
         self.evaluated_on = data.evaluated_on
         self._batch_size = batch_size
         everywhere = NamedSharding(mesh, PartitionSpec())

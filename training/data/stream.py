@@ -21,7 +21,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 from grain.multiprocessing import SharedMemoryArray
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from training.data import Batch
+from training.data import Batch, in_flight
 from training.data.imagenet import BadImage, ImageNet
 from training.data.pipeline import BadImages, training_batches, validation_batches
 
@@ -114,6 +114,7 @@ class Streamed:
     Attributes:
         steps_per_epoch: batches in an epoch; an incomplete last batch is dropped.
         stacked: False: a training batch is one step.
+        in_flight: as that of `InMemory`.
         dispatched: 1: the loop reads each loss before the next step, so that the seconds waited are
             idle time of the device.
         evaluated_on: "validation".
@@ -125,6 +126,7 @@ class Streamed:
     def __init__(self, data: ImageNet, batch_size: int, mesh: Mesh):
         self.steps_per_epoch = data.num_train // batch_size
         self.evaluated_on = data.evaluated_on
+        self.in_flight = in_flight(mesh)
         self._data, self._batch_size = data, batch_size
         self._sharding = NamedSharding(mesh, PartitionSpec("batch"))
         self._bad_images = BadImages() if data.bad_images == "skip" else None
