@@ -289,6 +289,7 @@ class Options:
 
 def main() -> None:
     """Trains the network that the command line describes."""
+    command.cache_programs()
     about = "Trains a Binarized Neural Network with Bop."
     preset, options = command.parse("train.py", PRESETS, DEFAULT_PRESET, Options, about)
     try:

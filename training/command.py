@@ -1,5 +1,8 @@
 """The command line of a program that starts from a preset: `PROGRAM [PRESET] [options]`."""
 
+import hashlib
+import os
+import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -7,6 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
+import jax
 import tyro
 
 from training.config import Experiment
@@ -58,6 +62,42 @@ def parse(
         )
     except ValueError as error:
         sys.exit(f"{name}: {error}")
+
+
+def cache_programs() -> None:
+    """Keeps compiled programs on disk: the next process that needs one loads it.
+
+    The folder is `~/.cache/bop_optax`, or `bop_optax` in `$XDG_CACHE_HOME`. JAX's own settings win:
+    `JAX_COMPILATION_CACHE_DIR` names another folder, and `JAX_ENABLE_COMPILATION_CACHE=0` turns the
+    cache off. If the folder cannot be written to, there is no cache.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home, "bop_optax", f"jax-{jax.__version__}-{_machine()}").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _machine() -> str:
+    """A name of the CPU cores that a program is compiled for, which JAX's cache takes for alike.
+
+    A program may fail on a CPU that lacks an instruction. One that was compiled for a single core,
+    as in a pinned worker, runs on a single core wherever it is loaded.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    features = platform.processor()
+    if (info := Path("/proc/cpuinfo")).exists():
+        lines = info.read_text().splitlines()
+        features = next((x for x in lines if x.lower().startswith(("flags", "features"))), features)
+    digest = hashlib.sha256(features.encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{digest}-{cores}"
 
 
 def _replace_data(experiment: Experiment, arguments: list[str]) -> tuple[Experiment, list[str]]:

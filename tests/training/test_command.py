@@ -1,14 +1,19 @@
 """The command line: presets, data, and options of members that are not used."""
 
+import os
+import platform
+import re
+import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments.presets import PRESETS
 from train import Options
-from training.command import parse
+from training.command import cache_programs, parse
 from training.config import Arrays, Cifar10, Digits, ImageNet, Schedule
 
 
@@ -129,3 +134,66 @@ def test_a_programs_own_options_share_the_command_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["own", "--times", "3"])
     _, options = parse("own", PRESETS, "digits-bop", lambda e: Own(e), "Own.")
     assert options.times == 3
+
+
+# --- the cache of compiled programs -----------------------------------------------------------
+
+CACHE = """
+import jax
+from training.command import cache_programs
+cache_programs()
+print(jax.config.jax_compilation_cache_dir)
+print(jax.config.jax_persistent_cache_min_compile_time_secs)
+print(jax.jit(lambda x: x + 1)(1))
+"""
+
+
+def cache(**variables: object) -> tuple[str, str]:
+    """The folder of compiled programs, and the seconds from which a program is kept."""
+    env = {k: v for k, v in os.environ.items() if "_CACHE" not in k and k != "XDG_CACHE_HOME"}
+    process = subprocess.run(
+        [sys.executable, "-c", CACHE],
+        cwd=Path(__file__).parents[2],
+        env=env | {name: str(value) for name, value in variables.items()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folder, seconds, two = process.stdout.splitlines()
+    assert two == "2"
+    return folder, seconds
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_folder(tmp_path):
+    """A folder for each version of JAX, each kind of CPU and each number of cores."""
+    cores = len(os.sched_getaffinity(0))
+    name = f"jax-{jax.__version__}-{platform.machine()}-[0-9a-f]{{8}}-{cores}"
+    folder, seconds = cache(HOME=tmp_path)
+    assert re.fullmatch(f"{re.escape(str(tmp_path))}/.cache/bop_optax/{name}", folder)
+    assert seconds == "0.1"
+    assert Path(folder).is_dir()
+    folder, _ = cache(HOME=tmp_path / "none", XDG_CACHE_HOME=tmp_path / "xdg")
+    assert re.fullmatch(f"{re.escape(str(tmp_path))}/xdg/bop_optax/{name}", folder)
+    keep_all = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0}
+    folder, seconds = cache(XDG_CACHE_HOME=tmp_path / "xdg", **keep_all)
+    assert seconds == "0.0"
+    assert len(list(Path(folder).iterdir())) >= 1
+
+
+def test_the_users_own_setting_of_the_cache_wins(tmp_path):
+    chosen = {"JAX_COMPILATION_CACHE_DIR": tmp_path / "chosen", "HOME": tmp_path}
+    assert cache(**chosen) == (str(tmp_path / "chosen"), "1.0")
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_a_folder_that_cannot_be_made_ends_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    assert cache(XDG_CACHE_HOME=tmp_path / "file") == ("None", "1.0")
+
+
+def test_the_tests_leave_the_users_cache_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    cache_programs()
+    assert jax.config.jax_compilation_cache_dir == before == os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert not list(tmp_path.iterdir())
