@@ -52,7 +52,7 @@ from training.network import (
     on_every_device,
     step_metrics,
 )
-from training.progress import EpochBar, header
+from training.progress import EpochBar, FirstCall, header
 from training.run import Run, RunError
 from training.weights import save_weights
 
@@ -89,8 +89,7 @@ def run(
     with Run(experiment, config, preset, data) as folder:
         binary, real = count_parameters(network)
         print(header(preset, binary, real, folder.folder), flush=True)
-        state = jax.jit(partial(first_state, network, optimizer))(np.uint32(experiment.seed))
-        state = on_every_device(state, mesh)
+        draw = jax.jit(partial(first_state, network, optimizer))
         state = train(
             experiment,
             source,
@@ -105,18 +104,15 @@ def run(
         plot_curves(folder.metrics, folder.folder / "curves.png")
         seconds = time.perf_counter() - start
         if config.resume:  # the epochs of all processes, without their start
-            seconds = sum(metrics["seconds"] for metrics in folder.metrics)
-        last, names = (
-            folder.metrics[-1],
-            ("accuracy", "top5") if data.num_classes > 10 else ("accuracy",),
-        )
+            seconds = sum(m["seconds"] for m in folder.metrics)
+        kinds = ("accuracy", "top5") if data.num_classes > 10 else ("accuracy",)
+        names = [f"{data.evaluated_on}_{kind}" for kind in kinds]
         result = {
             "preset": preset,
-            **{
-                f"{data.evaluated_on}_{name}": last[f"{data.evaluated_on}_{name}"] for name in names
-            },
+            **{name: folder.metrics[-1][name] for name in names},
             "epochs": experiment.epochs,
             "seconds": round(seconds, 2),
+            "compile_seconds": round(sum(m.get("compile_seconds", 0) for m in folder.metrics), 2),
             "binary_parameters": binary,
             "run_dir": str(folder.folder),
         }
@@ -164,8 +160,7 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
         params = optax.apply_updates(state.params, updates)
 
         correct = (logits.argmax(-1) == batch.labels) & batch.mask
-        counted = (loss, jnp.sum(correct))
-        metrics = step_metrics(*counted, state.params, params, network.labels)
+        metrics = step_metrics(loss, jnp.sum(correct), state.params, params, network.labels)
         first = state.step % source.steps_per_epoch == 0
         sums = jax.tree.map(lambda total, x: jnp.where(first, 0, total) + x, state.sums, metrics)
         return TrainState(state.step + 1, params, batch_stats, opt_state, sums), loss
@@ -234,13 +229,13 @@ def train(
     Raises:
         Stopped: after a signal, with a checkpoint saved, and after a loss that is not finite.
     """
-    interrupt = interrupt or Interrupt()
+    interrupt, train_steps = interrupt or Interrupt(), FirstCall(train_steps)
     steps = source.steps_per_epoch
     state, step = folder.restore(state, steps)
     done = step - len(folder.metrics) * steps  # steps of the epoch that is not in the metrics yet
     with closing((batches or partial(source.training, experiment.seed))(step)) as stream:
         for epoch in range(len(folder.metrics) + 1, experiment.epochs + 1):
-            start, resumed_at = time.perf_counter(), done
+            start, resumed_at, compiled = time.perf_counter(), done, train_steps.seconds
             with EpochBar(epoch, experiment.epochs, steps, experiment.batch_size, done) as bar:
                 while done < steps:
                     losses = []
@@ -254,11 +249,10 @@ def train(
                     interrupt.can_save = True  # the step is compiled, and there is a state
                     if interrupt.number:
                         folder.save(state, step)
-                        raise Stopped(
-                            f"Stopped at step {step} (epoch {epoch}).",
-                            128 + interrupt.number,
-                            folder.folder,
-                        )
+                        message = f"Stopped at step {step} (epoch {epoch})."
+                        raise Stopped(message, 128 + interrupt.number, folder.folder)
+                compiled = train_steps.seconds - compiled  # 0 after the first epoch
+                start += compiled
                 rate = (done - resumed_at) * experiment.batch_size / (time.perf_counter() - start)
                 if folder.saves_after(epoch):
                     folder.save(state, step)  # before the evaluation, which may be long
@@ -269,7 +263,8 @@ def train(
                 metrics[f"{source.evaluated_on}_top5"] = top5.tolist()
                 metrics["hyperparameters"] = experiment.hyperparameters(step - 1, steps)
                 metrics |= source.measurements()
-                metrics |= {"images_per_second": rate, "seconds": time.perf_counter() - start}
+                metrics |= {"images_per_second": rate, "compile_seconds": compiled}
+                metrics["seconds"] = time.perf_counter() - start
                 folder.log(metrics)
                 bar.finish(metrics)
             done = 0

@@ -209,6 +209,7 @@ def train_networks(
             f"{source.evaluated_on}_accuracy": metrics[-1][f"{source.evaluated_on}_accuracy"],
             "epochs": experiment.epochs,
             "seconds": round(sum(m["seconds"] for m in metrics), 2),
+            "compile_seconds": round(sum(m.get("compile_seconds", 0) for m in metrics), 2),
         }
         description = folder.description | {"config": to_json(experiment)}
         records.append(result_record(description, result, metrics))

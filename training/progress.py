@@ -1,6 +1,8 @@
 """What a run prints: a header, a finished line for each epoch, a live bar below on a terminal."""
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +16,21 @@ def header(preset: str, binary: int, real: int, folder: Path) -> str:
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     return f"{preset}: {binary:,} binary + {real:,} real, {devices}, {here}"
+
+
+class FirstCall:
+    """A jitted function; `seconds` is the time of its first call, which compiles it. 0 before."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self.seconds = 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls the function, which returns before the device is done."""
+        start = time.perf_counter()
+        result = self._function(*arguments)
+        self.seconds = self.seconds or time.perf_counter() - start
+        return result
 
 
 class EpochBar:
@@ -55,8 +72,10 @@ class EpochBar:
         self._bar.update(steps * self._batch_size)
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Removes the bar and prints the epoch's line."""
+        """Removes the bar and prints the epoch's line, after one on compiling if there was any."""
         self._bar.close()
+        if metrics["compile_seconds"] >= 0.1:
+            print(f"compiled in {metrics['compile_seconds']:.1f} s", flush=True)
         print(f"{self._title}: {summary(metrics)}", flush=True)
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -70,8 +71,9 @@ def whole(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_a_run_learns_and_leaves_everything_behind(whole):
     run_dir, process = whole
     assert process.returncode == 0, process.stderr
-    header, *epochs, last = process.stdout.splitlines()
+    header, compiled, *epochs, last = process.stdout.splitlines()
     assert header == f"digits-bop: 7,496 binary + 122 real, 1 cpu, {run_dir}"
+    assert re.fullmatch(r"compiled in \d+\.\d s", compiled)
     assert max(map(len, epochs)) <= 80
     assert [line.split(":")[0] for line in epochs] == [f"epoch {i}/10" for i in range(1, 11)]
     result = json.loads(last)
@@ -79,7 +81,11 @@ def test_a_run_learns_and_leaves_everything_behind(whole):
     assert (result["preset"], result["epochs"]) == ("digits-bop", 10)
     assert result["binary_parameters"] == 72 + 576 + 1152 + 2304 + 2048 + 1024 + 320
     assert Path(result["run_dir"]) == run_dir
-    assert result["seconds"] > 0
+    assert result["seconds"] > result["compile_seconds"] > 0
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    first, *later = [json.loads(line)["compile_seconds"] for line in lines]
+    assert first == pytest.approx(result["compile_seconds"], abs=0.01)
+    assert not any(later)
 
     config = json.loads((run_dir / "config.json").read_text())
     assert config["config"]["model"]["width"] == 8
@@ -159,6 +165,7 @@ def test_a_stopped_run_resumes_bit_identical(whole, tmp_path, number):
     process = start(*options)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("digits-bop: ")
+    assert process.stdout.readline().startswith("compiled in ")
     assert process.stdout.readline().startswith("epoch 1/10")
     if number == signal.SIGKILL:  # which does not wait for the checkpoint
         deadline = time.monotonic() + 60
