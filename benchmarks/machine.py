@@ -1,0 +1,32 @@
+"""The machine of a record: its processor, the instruction sets that matter here, its cores."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+# Of x86 and of ARM, as /proc/cpuinfo spells them.
+INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("avx512_vpopcntdq", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimddp", "bf16", "i8mm", "sve", "sve2"),
+)
+
+
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
+    """Describes the processor; without /proc it has no list of instruction sets."""
+    entries: dict[str, str] = {}
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            entries.setdefault(key.strip(), value.strip())
+    known = (entries.get("flags") or entries.get("Features") or "").split()
+    return {
+        "cpu": entries.get("model name") or platform.processor() or platform.machine(),
+        "family_model": [entries.get("cpu family"), entries.get("model")],
+        "instructions": [name for name in INSTRUCTIONS if name in known],
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "platform": platform.platform(),
+    }
