@@ -284,7 +284,7 @@ class Options:
 
 def main() -> None:
     """Trains the network that the command line describes."""
-    command.cache_programs()
+    command.prepare_process()
     about = "Trains a Binarized Neural Network with Bop."
     preset, options = command.parse("train.py", PRESETS, DEFAULT_PRESET, Options, about)
     try:

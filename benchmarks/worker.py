@@ -1,6 +1,7 @@
 """Our worker: python -m benchmarks.worker serves the jobs below (see protocol.py)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -8,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 import train
 from benchmarks.limits import matrix_rate, product_flops, stream
 from benchmarks.protocol import Job, serve
 from bop_optax import bop
+from bop_optax.layers import Product
+from training import command
 from training.config import Experiment, from_json
 from training.data import Batch
 from training.network import binary_layers, first_state, make_network
@@ -32,7 +36,30 @@ class Variant(NamedTuple):
     compiler_options: dict[str, Any] | None = None
 
 
-VARIANTS = {"float32": Variant()}
+@dataclass(frozen=True)
+class FloatProducts:
+    """A model whose one-bit products are XLA's float products."""
+
+    model: Any
+
+    def build(self, *args: Any, **options: Any) -> nnx.Module:
+        return self.model.build(*args, product=Product("float"), **options)
+
+
+def backward(rounding: Any) -> Callable[[Experiment], Experiment]:
+    return lambda experiment: replace(experiment, backward=rounding)
+
+
+WIDE: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
+VARIANTS = {
+    "float32": Variant(
+        lambda experiment: replace(experiment, model=FloatProducts(experiment.model))
+    ),
+    "popcount": Variant(),
+    "popcount, 512-bit vectors": Variant(compiler_options=WIDE),
+    "popcount, 8-bit gradients": Variant(backward(8), WIDE),
+    "popcount, 4-bit gradients": Variant(backward(4), WIDE),
+}
 
 
 class Training:
@@ -210,4 +237,5 @@ JOBS: dict[str, Callable[..., Job]] = {
 }
 
 if __name__ == "__main__":
+    command.keep_freed_memory()
     serve(JOBS)

@@ -34,7 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.methods import METHODS, Point, at_point, grid_size, on_edge
 from experiments.workers import Trials, locked, open_storage, run_network, start_workers, work
-from training.command import cache_programs
+from training.command import prepare_process
 from training.config import Experiment, to_json
 from training.config.data import data_from_name
 from training.config.ranges import require
@@ -314,7 +314,7 @@ def warn_of_edges(best: dict[str, Point]) -> None:
 
 def main() -> None:
     """Compares the methods that the command line names, in this process or in several."""
-    cache_programs()
+    prepare_process()
     comparison = tyro.cli(Comparison, prog="python -m experiments.compare", description=__doc__)
     try:
         check_data(comparison)

@@ -310,7 +310,7 @@ def run(sweep: Sweep, preset: str = "own", interrupt: Interrupt | None = None) -
 
 def main() -> None:
     """Trains the networks that the command line describes."""
-    command.cache_programs()
+    command.prepare_process()
     about = "Trains a preset at several γ, τ or seeds, as in the paper's Figure 1."
     preset, sweep = command.parse("-m experiments.sweep", PRESETS, DEFAULT_PRESET, Sweep, about)
     try:

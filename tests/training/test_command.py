@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -197,3 +198,30 @@ def test_the_tests_leave_the_users_cache_alone(monkeypatch, tmp_path):
     cache_programs()
     assert jax.config.jax_compilation_cache_dir == before == os.environ["JAX_COMPILATION_CACHE_DIR"]
     assert not list(tmp_path.iterdir())
+
+
+FAULTS = """
+import resource
+import sys
+
+import numpy as np
+
+from training.command import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(10):
+    np.ones(2**24, np.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="needs glibc")
+def test_freed_memory_is_kept():
+    """The pages of a freed array are not asked for again."""
+    kept, freed = (
+        int(subprocess.check_output([sys.executable, "-c", FAULTS, way]))
+        for way in ("keep", "free")
+    )
+    pages = 2**24 // resource.getpagesize()
+    assert freed - kept > 5 * pages
