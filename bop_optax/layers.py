@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from bop_optax._product import Product, binary_product
@@ -88,6 +89,13 @@ class _BinaryLayer(nnx.Module):
         latent = kernel_quantizer is not None
         kernel_init = kernel_init or (glorot_uniform if latent else rademacher)
         kernel = kernel_init(rngs.params(), tuple(kernel_shape), param_dtype)
+        if not latent and not isinstance(kernel, Tracer):
+            alpha = jnp.abs(kernel)
+            if kernel.size and not jnp.all(alpha == alpha.reshape(-1, kernel_shape[-1])[0]):
+                raise ValueError(
+                    "kernel_init must return −α or +α, with one α for each output: a binary layer "
+                    "has no latent weights; real weights need a kernel_quantizer"
+                )
         self.kernel = LatentParam(kernel) if latent else BinaryParam(kernel)
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer
@@ -95,6 +103,12 @@ class _BinaryLayer(nnx.Module):
         self.dtype = dtype
         self.precision = precision
         self.product = product
+
+    def _has_binary_kernel(self) -> bool:
+        """True if the quantized kernel is ±α, with one α for each output."""
+        if self.kernel_quantizer is None:
+            return isinstance(self.kernel, BinaryParam)
+        return is_one_bit(self.kernel_quantizer)
 
     def _apply(self, inputs: ArrayLike, in_features: int, **options: Any) -> jax.Array:
         x, rank = jnp.asarray(inputs), self.kernel.ndim - 2
@@ -115,8 +129,7 @@ class _BinaryLayer(nnx.Module):
             x.reshape(-1, *features),
             kernel,
             precision=self.precision,
-            one_bit=is_one_bit(self.input_quantizer)
-            and (self.kernel_quantizer is None or is_one_bit(self.kernel_quantizer)),
+            one_bit=is_one_bit(self.input_quantizer) and self._has_binary_kernel(),
             product=self.product,
             **options,
         )

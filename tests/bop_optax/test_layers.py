@@ -222,6 +222,14 @@ def test_wrong_options(options, message):
         new_layer("conv", **options)
 
 
+def test_real_kernels_need_a_quantizer():
+    real = nnx.initializers.glorot_uniform()
+    with pytest.raises(ValueError, match="real weights need a kernel_quantizer"):
+        new_layer("conv", kernel_init=real)
+    new_layer("conv", kernel_init=real, kernel_quantizer=ste_sign)
+    new_layer("conv", kernel_init=lambda *args: 0.1 * rademacher(*args))
+
+
 def test_padding_names_ignore_case():
     x = normal(1, 5, 5, 4)
     for name in ("same", "valid"):

@@ -295,3 +295,13 @@ def test_only_one_bit_operands_are_packed():
 def test_wrong_products(options, message):
     with pytest.raises(ValueError, match=message):
         Product(**options)
+
+
+def test_latent_weights_without_a_quantizer_stay_real():
+    """A trained layer whose kernel_quantizer is taken away computes with its real weights."""
+    layer = BinaryLinear(
+        3, 2, input_quantizer=ste_sign, kernel_quantizer=ste_sign, rngs=nnx.Rngs(0)
+    )
+    layer.kernel_quantizer = None
+    expected = jnp.ones((2, 3)) @ layer.kernel[...]
+    np.testing.assert_allclose(layer(jnp.ones((2, 3))), expected, rtol=1e-5)
