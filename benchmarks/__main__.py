@@ -1,15 +1,18 @@
 """Compares us with Larq, PyTorch and the machine's limits, side by side.
 
-    python -m benchmarks                               # the rows that take no data
-    python -m benchmarks step evaluate --repeats 9     # some rows
+    python -m benchmarks                                   # the rows that take no data set
+    python -m benchmarks step evaluate --repeats 9
+    python -m benchmarks start cifar10 race --data-dir DIR
 
 The contestants of a row take turns, round after round. Run it on a machine that does nothing else.
-The peers' environments are made by the first run, in --peers. A peer that cannot be installed is
-missing in the table. Each run writes a record to experiments/results/benchmarks/runs.
+The first run makes the peers' environments, in --peers. A peer that cannot be installed is missing
+in the table. Each run writes a record to experiments/results/benchmarks/runs, from which
+`python -m experiments.report` writes docs/benchmarks.md.
 """
 
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,55 +20,96 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import table
-from benchmarks.contest import ROOT, Measured, Task, interleave
+from benchmarks.contest import ROOT
 from benchmarks.machine import machine
-from benchmarks.peers import DEFAULT_FOLDER, PEERS, Missing, prepare
+from benchmarks.measure import find_workers, measure
+from benchmarks.peers import DEFAULT_FOLDER, PEERS
+from benchmarks.race import entrants, race
 from benchmarks.rows import ROWS, Case
+from benchmarks.runs import DATA_ROWS, Place
+from benchmarks.worker import VARIANTS
 from training.config import Experiment
 from training.records import describe, write_json
 
 RUNS = ROOT / "experiments" / "results" / "benchmarks" / "runs"
-Row = Literal["step", "evaluate", "birealnet", "memory", "optimizer", "sweep"]
+Short = Literal["step", "evaluate", "birealnet", "memory", "optimizer", "sweep", "digits"]
+Row = Short | Literal["start", "cifar10", "race"]
 
 
 def main(
-    rows: tyro.conf.Positional[tuple[Row, ...]] = (),
+    rows: tyro.conf.Positional[tuple[Row, ...]] = (*ROWS, "digits"),  # pyright: ignore
+    variants: tuple[str, ...] = tuple(VARIANTS),
+    data_dir: Path | None = None,
     peers: Path = DEFAULT_FOLDER,
     repeats: int = 7,
     seconds: float = 0.5,
+    minutes: float = 30,
     out: Path = RUNS,
 ) -> None:
     """Measures rows and prints the table.
 
     Args:
-        rows: Rows to measure. Default: all.
+        rows: Rows to measure.
+        variants: Our variants to measure.
+        data_dir: TFDS directory of CIFAR-10. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         peers: Folder of the peers' environments.
         repeats: Rounds; the table has the medians.
         seconds: Least time of one measurement.
+        minutes: Time of each contestant of the race. Its trials take half as long again.
         out: Folder for the record.
     """
-    record = start_record()
+    left_out = set(VARIANTS) - set(variants)
+    if unknown := set(variants) - set(VARIANTS):
+        known = ", ".join(VARIANTS)
+        sys.exit(f"benchmarks: --variants must be among {known}, got {', '.join(unknown)}")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(data_dir, Path(folder))
+        try:
+            cases = [case for row in rows if row != "race" for case in make_cases(row, place)]
+        except (ValueError, OSError) as error:
+            sys.exit(f"benchmarks: {error}")
+        racers = [c for c in entrants() if c.name not in left_out] if "race" in rows else []
+        for case in cases:
+            case.contestants[:] = [c for c in case.contestants if c.name not in left_out]
+        everyone = [*racers, *(c for case in cases for c in case.contestants)]
+        workers = find_workers({c.worker for c in everyone}, peers)
+
+        def measured() -> Iterator[dict[str, Any]]:
+            for case in cases:
+                yield measure(case, workers, repeats, seconds)
+            if racers:
+                yield race(place, racers, workers, minutes)
+
+        settings = f"--repeats {repeats} --seconds {seconds} --minutes {minutes}"
+        write_record(measured(), f"python -m benchmarks {' '.join(rows)} {settings}", out)
+
+
+def make_cases(row: str, place: Place) -> list[Case]:
+    """The cases of a row."""
+    return ROWS[row]() if row in ROWS else DATA_ROWS[row](place)
+
+
+def write_record(cases: Iterator[dict[str, Any]], command: str, out: Path) -> None:
+    """Prints each case as it is measured; writes the record after each."""
+    record = start_record(command)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{record['date'].replace(':', '-')}.json"
-    cases = [case for row in rows or ROWS for case in ROWS[row]()]
-    workers = find_workers({c.worker for case in cases for c in case.contestants}, peers)
     print(table.markdown([]), end="", flush=True)
     for case in cases:
-        measured = measure(case, workers, repeats, seconds)
-        record["cases"].append(measured)
-        print(table.line(table.cells(measured)), end="", flush=True)
+        record["cases"].append(case)
+        print(table.line(table.cells(case)), end="", flush=True)
+        for name, error in failures(case):
+            print(f"{name} is missing: {error}", file=sys.stderr)
         write_json(path, record)
     print(f"Record: {path}", file=sys.stderr)
-    for case, name, error in failures(record["cases"]):
-        print(f"{case}: {name} is missing: {error}", file=sys.stderr)
 
 
-def start_record() -> dict[str, Any]:
+def start_record(command: str) -> dict[str, Any]:
     """What a record holds before the first case."""
     known = describe(Experiment(), "")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "command": "python -m benchmarks",
+        "command": command,
         "machine": machine(),
         **{key: known[key] for key in ("versions", "device", "git_commit", "git_dirty")},
         "peers": {name: peer.packages for name, peer in PEERS.items()},
@@ -73,46 +117,9 @@ def start_record() -> dict[str, Any]:
     }
 
 
-def find_workers(names: set[str], folder: Path) -> dict[str, list[str] | Missing]:
-    """The command of each worker, or why there is none."""
-    workers: dict[str, list[str] | Missing] = {}
-    for name in names:
-        try:
-            python = sys.executable if name == "ours" else prepare(name, folder.expanduser())
-            module = "benchmarks.worker" if name == "ours" else f"benchmarks.{name}_worker"
-            workers[name] = [python, "-m", module]
-        except Missing as missing:
-            workers[name] = missing
-    return workers
-
-
-def measure(
-    case: Case, workers: dict[str, list[str] | Missing], repeats: int, seconds: float
-) -> dict[str, Any]:
-    """Measures the contestants of a case, in turn; returns its part of the record."""
-    tasks, missing = {}, {}
-    for contestant in case.contestants:
-        command = workers[contestant.worker]
-        if isinstance(command, Missing):
-            missing[contestant.name] = Measured([], {}, [], str(command))
-        else:
-            environment = (
-                {} if contestant.worker == "ours" else PEERS[contestant.worker].environment
-            )
-            tasks[contestant.name] = Task(command, contestant.job, contestant.options, environment)
-    measured = interleave(tasks, repeats if case.unit != "MiB" else 0, seconds) | missing
-    contestants = [c._asdict() | measured[c.name]._asdict() for c in case.contestants]
-    return case._asdict() | {"contestants": contestants}
-
-
-def failures(cases: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Case, contestant and error of all that failed."""
-    return [
-        (case["title"], contestant["name"], contestant["error"])
-        for case in cases
-        for contestant in case["contestants"]
-        if contestant["error"]
-    ]
+def failures(case: dict[str, Any]) -> list[tuple[str, str]]:
+    """The contestants that failed, and why."""
+    return [(c["name"], c["error"]) for c in case["contestants"] if c["error"]]
 
 
 if __name__ == "__main__":

@@ -19,13 +19,16 @@ from tf_keras import layers
 from benchmarks.protocol import Job, serve
 
 
-def make_model(experiment, image_shape, num_classes, jit):
+def make_model(experiment, image_shape, num_classes, jit, steps_per_epoch=1000):
     """The compiled Keras model of an experiment, and the kernels that Bop trains."""
     tf_keras.utils.set_random_seed(experiment["seed"])
     build = {"BinaryNet": binarynet, "BiRealNet": birealnet}[experiment["model"]["type"]]
     model = build(experiment["model"], tuple(image_shape), num_classes)
     binary = []
-    rate, steps = float(experiment["real"]["learning_rate"]), experiment.get("steps", (1, 1000))
+    rate, steps = (
+        float(experiment["real"]["learning_rate"]),
+        (experiment["epochs"], steps_per_epoch),
+    )
     optimizer = tf_keras.optimizers.legacy.Adam(rate)
     if experiment["optimizer"]["type"] == "Bop":
         gamma = schedule(experiment["optimizer"]["gamma"], *steps)
@@ -102,6 +105,12 @@ def check_binary(kernels):
         assert np.all(np.abs(kernel.numpy()) == 1), f"{kernel.name} is not ±1"
 
 
+def finite(loss):
+    """The loss as a number; AssertionError if it is not finite."""
+    assert np.isfinite(loss), f"the loss is {loss}"
+    return float(loss)
+
+
 def random_batch(experiment, image_shape, num_classes):
     rng, number = np.random.default_rng(0), experiment["batch_size"]
     images = rng.integers(0, 256, (number, *image_shape)).astype(np.float32) / 127.5 - 1
@@ -119,9 +128,7 @@ def step(experiment, image_shape, num_classes, jit=False):
         model.reset_metrics()  # else the loss is the mean of all steps
         for _ in range(steps):
             logs = train(batches)
-        loss = float(logs["loss"])
-        assert np.isfinite(loss), f"the loss is {loss}"
-        return {"loss": loss}
+        return {"loss": finite(logs["loss"])}
 
     return Job(run, lambda: check_binary(kernels))
 
@@ -142,6 +149,55 @@ def evaluate(experiment, image_shape, num_classes, jit=False):
         return {"correct": int(correct)}
 
     return Job(run, lambda: check_binary(kernels))
+
+
+def whole_run(experiment, data, num_classes, unit="epoch", jit=False):
+    """Steps, or epochs with an evaluation after each, on the arrays in the file `data`."""
+    with np.load(data) as arrays:
+        train_images, train_labels = arrays["train_images"], arrays["train_labels"]
+        test_images, test_labels = arrays["test_images"], arrays["test_labels"]
+    batch_size = experiment["batch_size"]
+    steps_per_epoch = len(train_images) // batch_size
+    shape = train_images.shape[1:]
+    model, kernels = make_model(experiment, shape, num_classes, jit, steps_per_epoch)
+    images, labels = tf.constant(train_images), tf.constant(train_labels)
+
+    def training_batch(positions):
+        batch = augment(tf.gather(images, positions), experiment["pad"], experiment["flip"])
+        return scale(batch), tf.gather(labels, positions)
+
+    order = tf.data.Dataset.range(len(train_images)).shuffle(len(train_images))
+    batches = order.batch(batch_size, drop_remainder=True).map(training_batch).prefetch(2)
+    test = tf.data.Dataset.from_tensor_slices((test_images, test_labels)).batch(batch_size)
+    test = test.map(lambda images, labels: (scale(images), labels)).prefetch(2)
+
+    def run(number):
+        if unit == "step":
+            fitted = model.fit(batches.take(number), verbose=0)
+            return {"loss": finite(fitted.history["loss"][-1])}
+        fitted = model.fit(batches, epochs=number, verbose=0)
+        _, accuracy = model.evaluate(test, verbose=0)
+        return {"loss": finite(fitted.history["loss"][-1]), "accuracy": accuracy}
+
+    return Job(run, lambda: check_binary(kernels))
+
+
+def augment(images, pad, flip):
+    """Shifts each image by up to `pad` pixels and mirrors half of them, all images at once."""
+    number, height, width, _ = images.shape
+    if pad:
+        images = tf.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        for axis, side in ((1, height), (2, width)):
+            corner = tf.random.uniform((number, 1), maxval=2 * pad + 1, dtype=tf.int32)
+            images = tf.gather(images, corner + tf.range(side), axis=axis, batch_dims=1)
+    if flip:
+        mirrored = tf.random.uniform((number, 1, 1, 1)) < 0.5
+        images = tf.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+
+def scale(images):
+    return tf.cast(images, tf.float32) / 127.5 - 1
 
 
 def optimizer(weights, leaves, jit=False):
@@ -166,4 +222,5 @@ def optimizer(weights, leaves, jit=False):
 
 
 if __name__ == "__main__":
-    serve({"step": step, "evaluate": evaluate, "optimizer": optimizer})
+    jobs = (step, evaluate, whole_run, optimizer)
+    serve({job.__name__: job for job in jobs})

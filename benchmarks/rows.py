@@ -20,13 +20,13 @@ class Contestant(NamedTuple):
         side: ours, a peer, or the machine's limit.
         name: as the table shows it.
         worker: "ours", or a name of `benchmarks.peers.PEERS`.
-        job: of the worker, with its options.
+        job: of the worker, with its options. None: the options are arguments of train.py.
     """
 
     side: Literal["ours", "peer", "limit"]
     name: str
     worker: str
-    job: str
+    job: str | None
     options: dict[str, Any]
 
 
@@ -35,15 +35,19 @@ class Case(NamedTuple):
 
     Attributes:
         title: what is measured.
-        unit: "ms" of a step, "images/s", or "MiB" among the facts of the job.
+        unit: "ms" of a step, "images/s", "MiB" among the facts of the job, "s" of a whole process.
         contestants: measured in turn.
         images: in a step.
+        runs: steps of each process, if whole processes are measured.
+        rounds: at most.
     """
 
     title: str
-    unit: Literal["ms", "images/s", "MiB"]
+    unit: Literal["ms", "images/s", "MiB", "s"]
     contestants: list[Contestant]
     images: int = 0
+    runs: int = 0
+    rounds: int = 100
 
 
 def ours(job: str, **options: Any) -> list[Contestant]:

@@ -47,6 +47,10 @@ def ratio(case: Mapping[str, Any], other: Mapping[str, Any], own: Mapping[str, A
 def show(case: Mapping[str, Any], contestant: Mapping[str, Any]) -> str:
     """The name and the median of one contestant."""
     name, own = contestant["name"], costs(case, contestant)
+    accuracies = [accuracy(r) for r in contestant["results"] if accuracy(r)]
+    mean = f"{100 * statistics.mean(accuracies):.1f} %" if accuracies else ""
+    if case["unit"] == "%":
+        return f"{name} {mean or 'missing'}"
     if not own:
         return f"{name} missing"
     cost = statistics.median(own)
@@ -62,10 +66,14 @@ def show(case: Mapping[str, Any], contestant: Mapping[str, Any]) -> str:
         facts = contestant["facts"]
         rate = facts["needed"] / cost
         notes.append(f"{significant(rate)} {facts['rate']}")
-    accuracies = [r["accuracy"] for r in contestant["results"] if "accuracy" in r]
-    if accuracies:
-        notes.append(f"{100 * statistics.mean(accuracies):.1f} %")
+    if mean:
+        notes.append(mean)
     return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def accuracy(result: Mapping[str, Any]) -> float:
+    """Of a job, or of train.py; 0 if the result has none."""
+    return result.get("accuracy", result.get("test_accuracy", 0.0))
 
 
 def significant(number: float) -> str:

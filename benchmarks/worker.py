@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,9 +20,14 @@ from bop_optax.layers import Product
 from training import command
 from training.config import Experiment, from_json
 from training.data import Batch
-from training.network import binary_layers, first_state, make_network
-
-STEPS_PER_EPOCH = 1000  # of an endless epoch on one batch
+from training.network import (
+    TrainState,
+    binary_layers,
+    device_mesh,
+    first_state,
+    make_network,
+    on_every_device,
+)
 
 
 class Variant(NamedTuple):
@@ -63,45 +69,54 @@ VARIANTS = {
 
 
 class Training:
-    """The compiled programs of an experiment, and one batch of random images.
+    """The network and the compiled programs of an experiment.
 
     Args:
         variant: of VARIANTS.
         experiment: as from `training.config.to_json`.
-        image_shape: height, width and channels.
-        num_classes: number of classes.
+        data: has the shape, the classes and the scaling of the images. None: what the experiment
+            loads.
     """
 
-    def __init__(
-        self, variant: str, experiment: dict[str, Any], image_shape: list[int], num_classes: int
-    ):
+    def __init__(self, variant: str, experiment: dict[str, Any], data: Any = None):
         change, options = VARIANTS[variant]
         self.experiment = change(from_json(experiment))
-        data = SimpleNamespace(
-            image_shape=tuple(image_shape), num_classes=num_classes, mean=127.5, std=127.5
-        )
-        self.network = make_network(self.experiment, data)
-        self.optimizer = train.make_optimizer(self.experiment, self.network.labels, STEPS_PER_EPOCH)
-        source = SimpleNamespace(steps_per_epoch=STEPS_PER_EPOCH)
+        self.data = data or self.experiment.data.load()
+        steps = getattr(self.data, "num_train", 10**5) // self.experiment.batch_size
+        self.network = make_network(self.experiment, self.data)
+        self.optimizer = train.make_optimizer(self.experiment, self.network.labels, steps)
+        source = SimpleNamespace(steps_per_epoch=steps)
         self.plain_step = train.make_train_step(self.experiment, self.network, source)
         self.compile: Any = lambda f, **rest: jax.jit(f, compiler_options=options, **rest)
         self.step = self.compile(self.plain_step, donate_argnums=0)
         self.count = self.compile(train.make_count_correct(self.network))
+
+    def first_state(self, seed: Any) -> TrainState:
+        """Draws the weights of a seed."""
+        return first_state(self.network, self.optimizer, seed)
+
+    def check(self, state: TrainState) -> None:
+        """Raises AssertionError unless every binary weight is ±1."""
+        check_binary(binary_layers(state.params, self.network.labels))
+
+
+class OneBatch(Training):
+    """Trains on one batch of random images."""
+
+    def __init__(
+        self, variant: str, experiment: dict[str, Any], image_shape: list[int], num_classes: int
+    ):
+        shape = tuple(image_shape)
+        data = SimpleNamespace(image_shape=shape, num_classes=num_classes, mean=127.5, std=127.5)
+        super().__init__(variant, experiment, data)
         rng, number = np.random.default_rng(0), self.experiment.batch_size
-        images = rng.integers(0, 256, (number, *image_shape), np.uint8)
+        images = rng.integers(0, 256, (number, *shape), np.uint8)
         labels = rng.integers(0, num_classes, number, np.int32)
         self.batch = Batch(*map(jnp.asarray, (images, labels, np.ones(number, np.bool_))))
 
-    def arguments(self, seed: Any = 0) -> tuple[Any, ...]:
+    def arguments(self, seed: int = 0) -> tuple[Any, ...]:
         """The first arguments of `step`."""
-        state = jax.jit(lambda s: first_state(self.network, self.optimizer, s))(
-            jnp.asarray(seed, jnp.uint32)
-        )
-        return state, self.batch, jax.random.key(0), {}
-
-    def check(self, params: Any) -> None:
-        """Raises AssertionError unless every binary weight is ±1."""
-        check_binary(binary_layers(params, self.network.labels))
+        return jax.jit(self.first_state)(np.uint32(seed)), self.batch, jax.random.key(0), {}
 
 
 def check_binary(weights: dict[str, jax.Array]) -> None:
@@ -117,65 +132,64 @@ def finite(loss: Any) -> float:
     return mean
 
 
-# ---- Jobs ----------------------------------------------------------------------------------------
+# ---- One batch -----------------------------------------------------------------------------------
 
 
 def step(networks: int = 1, **options: Any) -> Job:
-    """Training steps on one batch of random images, of one network or of several in turn."""
-    training = Training(**options)
+    """Training steps of one network, or of several in turn."""
+    training = OneBatch(**options)
     states = [training.arguments(seed)[0] for seed in range(networks)]
     _, *rest = training.arguments()
 
     def run(steps: int) -> dict[str, Any]:
-        losses = jnp.zeros(())
+        loss = jnp.zeros([])
         for _ in range(steps):
             for i in range(networks):
-                states[i], losses = training.step(states[i], *rest)
+                states[i], loss = training.step(states[i], *rest)
         jax.block_until_ready(states)
-        return {"loss": finite(losses)}
+        return {"loss": finite(loss)}
 
     def check() -> None:
         for state in states:
-            training.check(state.params)
+            training.check(state)
 
     return Job(run, check)
 
 
 def sweep(networks: int, **options: Any) -> Job:
-    """Training steps of several networks in one program, as experiments.sweep --vmap."""
-    training = Training(**options)
+    """Training steps of several networks in one program, as in experiments.sweep --vmap."""
+    training = OneBatch(**options)
     vmapped = jax.vmap(training.plain_step, in_axes=(0, None, None, None))
     step = training.compile(vmapped, donate_argnums=0)
+    states = jax.jit(jax.vmap(training.first_state))(np.arange(networks, dtype=np.uint32))
     _, *rest = training.arguments()
-    states, *_ = jax.vmap(lambda s: training.arguments(s)[:1])(
-        jnp.arange(networks, dtype=np.uint32)
-    )
 
     def run(steps: int) -> dict[str, Any]:
         nonlocal states
-        losses = jnp.zeros(())
+        losses = jnp.zeros([])
         for _ in range(steps):
             states, losses = step(states, *rest)
+        jax.block_until_ready(states)
         return {"loss": finite(losses)}
 
-    return Job(run, lambda: training.check(states.params))
+    return Job(run, lambda: training.check(states))
 
 
 def evaluate(**options: Any) -> Job:
-    """Evaluations of one batch of random images."""
-    training = Training(**options)
+    """Evaluations."""
+    training = OneBatch(**options)
     state, batch, *_ = training.arguments()
 
     def run(steps: int) -> dict[str, Any]:
         counted = [training.count(state, batch) for _ in range(steps)]
         return {"correct": int(jax.device_get(counted)[-1][0])}
 
-    return Job(run, lambda: training.check(state.params))
+    return Job(run, lambda: training.check(state))
 
 
 def memory(part: str, **options: Any) -> Job:
     """The MiB of a step's temporaries or arguments, by the compiled program; nothing runs."""
-    training = Training(**options)
+    training = OneBatch(**options)
     compiled = training.step.lower(*jax.eval_shape(training.arguments)).compile()
     analysis = compiled.memory_analysis()
     size = {
@@ -187,7 +201,7 @@ def memory(part: str, **options: Any) -> Job:
 
 def needed_products(of: str, **options: Any) -> Job:
     """The products of a step or of an evaluation, at the machine's matrix rate."""
-    training = Training(variant="float32", **options)
+    training = OneBatch(variant="float32", **options)
     state, batch, *rest = jax.eval_shape(training.arguments)
     if of == "step":
         program = jax.make_jaxpr(training.step)(state, batch, *rest)
@@ -196,18 +210,47 @@ def needed_products(of: str, **options: Any) -> Job:
     return matrix_rate(product_flops(program))
 
 
+# ---- Whole runs ----------------------------------------------------------------------------------
+
+
+def whole_run(unit: str = "epoch", **options: Any) -> Job:
+    """Steps, or epochs with an evaluation after each, on the experiment's own data."""
+    training = Training(**options)
+    mesh, seed = device_mesh(), training.experiment.seed
+    source = training.data.batches(training.experiment.batch_size, mesh)
+    batches, key = source.training(seed), jax.random.key(seed)
+    state = on_every_device(jax.jit(training.first_state)(np.uint32(seed)), mesh)
+    loss = jnp.zeros([])
+
+    def steps(number: int) -> None:
+        nonlocal state, loss
+        for i, batch in enumerate(islice(batches, number), 1):
+            state, loss = training.step(state, batch, key, {})
+            if i % source.dispatched == 0:
+                jax.block_until_ready(loss)
+
+    def run(number: int) -> dict[str, Any]:
+        if unit == "step":
+            steps(number)
+            return {"loss": finite(loss)}
+        steps(number * source.steps_per_epoch)
+        accuracy, _ = train.evaluate(training.count, state, source.evaluation())
+        return {"loss": finite(loss), "accuracy": float(accuracy)}
+
+    return Job(run, lambda: training.check(state))
+
+
+# ---- The optimizer -------------------------------------------------------------------------------
+
 OPTIMIZERS = {"bop": bop, "adam": lambda: optax.adam(1e-3)}
 
 
 def optimizer(name: str, weights: int, leaves: int) -> Job:
     """Updates of weights in a number of arrays; weights and state are donated."""
     transform = OPTIMIZERS[name]()
-    keys = jax.random.split(jax.random.key(0), leaves)
-    params = {
-        f"{i}": jax.random.rademacher(k, (weights // leaves,), jnp.float32)
-        for i, k in enumerate(keys)
-    }
-    grads = {f"{i}": jax.random.normal(k, (weights // leaves,)) for i, k in enumerate(keys)}
+    keys, shape = jax.random.split(jax.random.key(0), leaves), (weights // leaves,)
+    params = {f"{i}": jax.random.rademacher(k, shape, jnp.float32) for i, k in enumerate(keys)}
+    grads = {f"{i}": jax.random.normal(k, shape) for i, k in enumerate(keys)}
     state = transform.init(params)
 
     def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
@@ -232,6 +275,7 @@ JOBS: dict[str, Callable[..., Job]] = {
     "evaluate": evaluate,
     "memory": memory,
     "matrix_rate": needed_products,
+    "whole_run": whole_run,
     "optimizer": optimizer,
     "stream": stream,
 }
