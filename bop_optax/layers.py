@@ -16,6 +16,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
+from bop_optax._popcount import output_scale
 from bop_optax._product import Product, binary_product
 from bop_optax.quantizers import is_one_bit
 
@@ -89,13 +90,12 @@ class _BinaryLayer(nnx.Module):
         latent = kernel_quantizer is not None
         kernel_init = kernel_init or (glorot_uniform if latent else rademacher)
         kernel = kernel_init(rngs.params(), tuple(kernel_shape), param_dtype)
-        if not latent and not isinstance(kernel, Tracer):
-            alpha = jnp.abs(kernel)
-            if kernel.size and not jnp.all(alpha == alpha.reshape(-1, kernel_shape[-1])[0]):
-                raise ValueError(
-                    "kernel_init must return −α or +α, with one α for each output: a binary layer "
-                    "has no latent weights; real weights need a kernel_quantizer"
-                )
+        known = not isinstance(kernel, Tracer) and kernel.size
+        if known and not latent and not jnp.all(jnp.abs(kernel) == output_scale(kernel)):
+            raise ValueError(
+                "kernel_init must return −α or +α, with one α for each output: a binary layer "
+                "has no latent weights; real weights need a kernel_quantizer"
+            )
         self.kernel = LatentParam(kernel) if latent else BinaryParam(kernel)
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer

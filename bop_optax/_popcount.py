@@ -1,0 +1,143 @@
+"""The product of ±1 by ±1 and its gradients by XOR or AND and population count on packed bits."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from bop_optax._bits import bit_matmul, pack, plane_weights, unpack
+from bop_optax._convolution import Geometry, float_product
+
+
+def signs(negative: jax.Array, dtype: DTypeLike) -> jax.Array:
+    return jnp.where(negative, -jnp.ones([], dtype), jnp.ones([], dtype))
+
+
+def output_scale(kernel: jax.Array) -> jax.Array:
+    """α of each output, (out,), of a kernel of ±α."""
+    return jnp.abs(kernel.reshape(-1, kernel.shape[-1])[0])
+
+
+def _taps(window: Sequence[int]) -> list[tuple[int, ...]]:
+    return list(itertools.product(*map(range, window)))
+
+
+def _pad(words: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
+    """Pads the spatial dimensions of (batch, *spatial, channels) with zero words."""
+    return lax.pad(words, jnp.zeros([], words.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+
+
+def _under(
+    x: jax.Array,
+    taps: Sequence[tuple[int, ...]],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+) -> list[jax.Array]:
+    """For each tap of a window the entries under it, (batch, *sizes, channels)."""
+    slices = [
+        tuple(
+            slice(t * d, t * d + (size - 1) * s + 1, s)
+            for t, d, size, s in zip(tap, dilation, sizes, strides, strict=True)
+        )
+        for tap in taps
+    ]
+    return [x[:, *each] for each in slices]
+
+
+def popcount_product(words: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """The product of ±1, packed as (batch, *spatial, words) of the bits x < 0, by a ±α kernel."""
+    *window, features, out = kernel.shape
+    pads, dtype = geometry.pads, kernel.dtype
+    sizes = [
+        max(0, (size + low + high - (k - 1) * d - 1) // s + 1)
+        for size, (low, high), k, d, s in zip(
+            words.shape[1:-1], pads, window, geometry.dilation, geometry.strides, strict=True
+        )
+    ]
+    padded = _pad(words, [(low, high, 0) for low, high in pads])
+    under = _under(padded, _taps(window), sizes, geometry.strides, geometry.dilation)
+    a = jnp.concatenate([jnp.moveaxis(w, -1, 0).reshape(w.shape[-1], -1) for w in under])
+    b = jnp.moveaxis(pack(kernel < 0, -2)[0], 0, -2).reshape(-1, out)
+    terms = len(under) * features
+
+    def finish(ones: jax.Array, alpha: jax.Array, *border: jax.Array) -> jax.Array:
+        y = (terms - 2 * ones).reshape(len(words), *sizes, out).astype(dtype)
+        return sum(border, y) * alpha
+
+    border = []
+    if any(map(any, pads)) and geometry.padding_value != 1:  # padded words count as +1
+        outside = jnp.zeros((1, *words.shape[1:-1], 1), dtype)
+        outside = jnp.pad(outside, ((0, 0), *pads, (0, 0)), constant_values=1)
+        sums = jnp.sum(signs(kernel < 0, dtype), -2, keepdims=True)
+        inside = geometry._replace(pads=((0, 0),) * len(window))
+        border = [(geometry.padding_value - 1) * float_product(outside, sums, inside)]
+    return bit_matmul(a[None], b[None], jnp.bitwise_xor, finish, output_scale(kernel), *border)
+
+
+def popcount_input_gradient(
+    g: jax.Array,
+    kernel: jax.Array,
+    words_shape: Sequence[int],
+    geometry: Geometry,
+    bits: int,
+    scale: jax.Array,
+) -> jax.Array:
+    """`scale` times the input's gradient, of an integer gradient and the signs of a kernel."""
+    *window, features, _ = kernel.shape
+    batch, *sizes, _ = words_shape
+    words = pack(g, -1, bits)
+    words = words.reshape(bits * batch, *g.shape[1:-1], words.shape[-1])
+    edges = []
+    for size, k, d, s, (low, _), given in zip(
+        sizes,
+        window,
+        geometry.dilation,
+        geometry.strides,
+        geometry.pads,
+        g.shape[1:-1],
+        strict=True,
+    ):
+        before, spread = (k - 1) * d - low, max(0, (given - 1) * s + 1)
+        edges.append((before, size + (k - 1) * d - before - spread, s - 1))
+    ones = (1,) * len(window)
+    under = _under(_pad(words, edges), _taps(window)[::-1], sizes, ones, geometry.dilation)
+    under = [w.reshape(bits, -1, w.shape[-1]) for w in under]
+    a = jnp.concatenate([jnp.moveaxis(w, -1, 1) for w in under], 1)
+    b = jnp.moveaxis(pack(kernel > 0)[0], -1, -2).reshape(-1, features)
+    ones = jnp.sum(lax.population_count(a).astype(jnp.int32), 1)
+    total = jnp.sum(jnp.asarray(plane_weights(bits))[:, None] * ones, 0)
+
+    def finish(positive: jax.Array, total: jax.Array, scale: jax.Array) -> jax.Array:
+        dx = 2 * positive - total[:, None]
+        return dx.reshape(batch, *sizes, features).astype(scale.dtype) * scale
+
+    return bit_matmul(a, b[None], jnp.bitwise_and, finish, total, scale)
+
+
+def popcount_kernel_gradient(
+    words: jax.Array, g: jax.Array, shape: Sequence[int], geometry: Geometry, bits: int
+) -> jax.Array:
+    """The kernel's gradient, of packed activations and an integer gradient; packs the batch."""
+    *window, features, out = shape
+    taps, sizes = _taps(window), g.shape[1:-1]
+
+    def under(bits: jax.Array) -> jax.Array:  # (batch, *spatial, channels) → (words, rows)
+        x = _pad(pack(bits, 0)[0], [(low, high, 0) for low, high in geometry.pads])
+        each = _under(x, taps, sizes, geometry.strides, geometry.dilation)
+        return jnp.concatenate([w.reshape(-1, w.shape[-1]) for w in each], -1)
+
+    inside = jnp.ones((*words.shape[:-1], 1), bool)
+    a = jnp.concatenate([under(~unpack(words, features)), under(inside)], -1)
+    b = pack(g, 0, bits).reshape(bits, -1, out)
+    counts = bit_matmul(a[None], b, jnp.bitwise_and)
+    positive = counts[: -len(taps)].reshape(len(taps), features, out)
+    total = counts[-len(taps) :][:, None]  # of the gradients that meet no padding
+    gradient = (2 * positive - total).reshape(*window, features, out).astype(jnp.float32)
+    if geometry.padding_value == 0:
+        return gradient
+    padding = jnp.sum(g.astype(jnp.int32), range(g.ndim - 1)) - total.reshape(*window, 1, out)
+    return gradient + geometry.padding_value * padding.astype(jnp.float32)
