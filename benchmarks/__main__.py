@@ -28,8 +28,7 @@ from benchmarks.race import entrants, race
 from benchmarks.rows import ROWS, Case
 from benchmarks.runs import DATA_ROWS, Place
 from benchmarks.worker import VARIANTS
-from training.config import Experiment
-from training.records import describe, write_json
+from training.records import describe_origin, write_json
 
 RUNS = ROOT / "experiments" / "results" / "benchmarks" / "runs"
 Short = Literal["step", "evaluate", "birealnet", "memory", "optimizer", "sweep", "digits"]
@@ -106,12 +105,11 @@ def write_record(cases: Iterator[dict[str, Any]], command: str, out: Path) -> No
 
 def start_record(command: str) -> dict[str, Any]:
     """What a record holds before the first case."""
-    known = describe(Experiment(), "")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "command": command,
         "machine": machine(),
-        **{key: known[key] for key in ("versions", "device", "git_commit", "git_dirty")},
+        **describe_origin(),
         "peers": {name: peer.packages for name, peer in PEERS.items()},
         "cases": [],
     }

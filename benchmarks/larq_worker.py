@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from benchmarks.protocol import Job, serve
+from benchmarks.protocol import Job, finite, serve
 
 
 def make_model(experiment, image_shape, num_classes, jit, steps_per_epoch=1000):
@@ -105,12 +105,6 @@ def check_binary(kernels):
         assert np.all(np.abs(kernel.numpy()) == 1), f"{kernel.name} is not ±1"
 
 
-def finite(loss):
-    """The loss as a number; AssertionError if it is not finite."""
-    assert np.isfinite(loss), f"the loss is {loss}"
-    return float(loss)
-
-
 def random_batch(experiment, image_shape, num_classes):
     rng, number = np.random.default_rng(0), experiment["batch_size"]
     images = rng.integers(0, 256, (number, *image_shape)).astype(np.float32) / 127.5 - 1
@@ -128,7 +122,7 @@ def step(experiment, image_shape, num_classes, jit=False):
         model.reset_metrics()  # else the loss is the mean of all steps
         for _ in range(steps):
             logs = train(batches)
-        return {"loss": finite(logs["loss"])}
+        return {"loss": finite(float(logs["loss"]))}
 
     return Job(run, lambda: check_binary(kernels))
 
@@ -174,10 +168,10 @@ def whole_run(experiment, data, num_classes, unit="epoch", jit=False):
     def run(number):
         if unit == "step":
             fitted = model.fit(batches.take(number), verbose=0)
-            return {"loss": finite(fitted.history["loss"][-1])}
+            return {"loss": finite(float(fitted.history["loss"][-1]))}
         fitted = model.fit(batches, epochs=number, verbose=0)
         _, accuracy = model.evaluate(test, verbose=0)
-        return {"loss": finite(fitted.history["loss"][-1]), "accuracy": accuracy}
+        return {"loss": finite(float(fitted.history["loss"][-1])), "accuracy": accuracy}
 
     return Job(run, lambda: check_binary(kernels))
 

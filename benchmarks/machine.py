@@ -1,9 +1,10 @@
 """The machine of a record: its processor, the instruction sets that matter here, its cores."""
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
+
+from training.machine import cores, instructions, processor
 
 # Of x86 and of ARM, as /proc/cpuinfo spells them.
 INSTRUCTIONS = (
@@ -15,18 +16,12 @@ INSTRUCTIONS = (
 
 def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     """Describes the processor; without /proc it has no list of instruction sets."""
-    entries: dict[str, str] = {}
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            entries.setdefault(key.strip(), value.strip())
-    known = (entries.get("flags") or entries.get("Features") or "").split()
+    entries = processor(cpuinfo)
+    known = instructions(entries).split()
     return {
         "cpu": entries.get("model name") or platform.processor() or platform.machine(),
         "family_model": [entries.get("cpu family"), entries.get("model")],
         "instructions": [name for name in INSTRUCTIONS if name in known],
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores(),
         "platform": platform.platform(),
     }

@@ -26,7 +26,7 @@ from experiments.presets import PRESETS
 from train import make_optimizer, make_train_step
 from training.data import Batch
 from training.network import first_state, make_network
-from training.records import describe
+from training.records import describe_origin
 
 NETWORKS = {
     "Bi-Real Net-18": "imagenet-birealnet-bop",
@@ -131,8 +131,7 @@ def main(
         sizes = (f"{key} {size / 2**30:.2f} GiB" for key, size in memory.items())
         print(name, *sizes, sep=", ", flush=True)
     if out:
-        known = describe(PRESETS[NETWORKS["Bi-Real Net-18"]][1], "")
-        record = {key: known[key] for key in ("versions", "device", "git_commit", "git_dirty")}
+        record = describe_origin()
         if device:
             record["device"] = {"kind": f"{device.device_kind}, absent"}
         command = f"python -m benchmarks.memory --batch-size {batch_size} --target {target}"

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bop_optax", "peers")
+from training.machine import cache_folder
+
+DEFAULT_FOLDER = cache_folder() / "peers"
 VERSIONS = (
     "import json, sys; from importlib.metadata import version; "
     "print(json.dumps({p: version(p).partition('+')[0] for p in sys.argv[1:]}))"

@@ -9,6 +9,7 @@ This file imports the standard library alone: the environments of the peers impo
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -28,6 +29,12 @@ class Job(NamedTuple):
     run: Callable[[int], dict[str, Any]]
     check: Callable[[], None] = lambda: None
     facts: Mapping[str, Any] = {}
+
+
+def finite(loss: float) -> float:
+    """The loss; AssertionError if it is not finite."""
+    assert math.isfinite(loss), f"the loss is {loss}"
+    return loss
 
 
 def serve(jobs: Mapping[str, Callable[..., Job]]) -> None:

@@ -14,7 +14,7 @@ from flax import nnx
 
 import train
 from benchmarks.limits import matrix_rate, product_flops, stream
-from benchmarks.protocol import Job, serve
+from benchmarks.protocol import Job, finite, serve
 from bop_optax import bop
 from bop_optax.layers import Product
 from training import command
@@ -125,13 +125,6 @@ def check_binary(weights: dict[str, jax.Array]) -> None:
         assert bool(jnp.all(jnp.abs(kernel) == 1)), f"the weights of {name} are not ±1"
 
 
-def finite(loss: Any) -> float:
-    """The mean loss as a number; AssertionError if it is not finite."""
-    mean = float(jnp.mean(loss))
-    assert np.isfinite(mean), f"the loss is {mean}"
-    return mean
-
-
 # ---- One batch -----------------------------------------------------------------------------------
 
 
@@ -147,7 +140,7 @@ def step(networks: int = 1, **options: Any) -> Job:
             for i in range(networks):
                 states[i], loss = training.step(states[i], *rest)
         jax.block_until_ready(states)
-        return {"loss": finite(loss)}
+        return {"loss": finite(float(loss))}
 
     def check() -> None:
         for state in states:
@@ -170,7 +163,7 @@ def sweep(networks: int, **options: Any) -> Job:
         for _ in range(steps):
             states, losses = step(states, *rest)
         jax.block_until_ready(states)
-        return {"loss": finite(losses)}
+        return {"loss": finite(float(jnp.mean(losses)))}
 
     return Job(run, lambda: training.check(states))
 
@@ -232,10 +225,10 @@ def whole_run(unit: str = "epoch", **options: Any) -> Job:
     def run(number: int) -> dict[str, Any]:
         if unit == "step":
             steps(number)
-            return {"loss": finite(loss)}
+            return {"loss": finite(float(loss))}
         steps(number * source.steps_per_epoch)
-        accuracy, _ = train.evaluate(training.count, state, source.evaluation())
-        return {"loss": finite(loss), "accuracy": float(accuracy)}
+        accuracy, _ = train.evaluate(training.count, state, source.evaluation(), source.in_flight)
+        return {"loss": finite(float(loss)), "accuracy": float(accuracy)}
 
     return Job(run, lambda: training.check(state))
 

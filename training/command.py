@@ -17,6 +17,7 @@ import tyro
 from training.config import Experiment
 from training.config.data import NAMED, data_from_name
 from training.interrupt import Stopped
+from training.machine import cache_folder, cores, instructions, processor
 
 Options = TypeVar("Options")
 Presets = Mapping[str, tuple[str, Experiment]]
@@ -97,8 +98,8 @@ def cache_programs() -> None:
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home, "bop_optax", f"jax-{jax.__version__}-{_machine()}").absolute()
+        folder = cache_folder().expanduser() / f"jax-{jax.__version__}-{_machine()}"
+        folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return
@@ -114,13 +115,9 @@ def _machine() -> str:
     A program may fail on a CPU that lacks an instruction. One that was compiled for a single core,
     as in a pinned worker, runs on a single core wherever it is loaded.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    features = platform.processor()
-    if (info := Path("/proc/cpuinfo")).exists():
-        lines = info.read_text().splitlines()
-        features = next((x for x in lines if x.lower().startswith(("flags", "features"))), features)
+    features = instructions(processor()) or platform.processor()
     digest = hashlib.sha256(features.encode()).hexdigest()[:8]
-    return f"{platform.machine()}-{digest}-{cores}"
+    return f"{platform.machine()}-{digest}-{cores()}"
 
 
 def _replace_data(experiment: Experiment, arguments: list[str]) -> tuple[Experiment, list[str]]:

@@ -27,12 +27,19 @@ def describe(experiment: Experiment, preset: str, data: Any = None) -> dict[str,
         preset: name of the preset that it started from.
         data: what `experiment.data.load()` returned.
     """
-    device = jax.devices()[0]
-    status = _git("status", "--porcelain")
     return {
         "preset": preset,
         "config": to_json(experiment),
         "images": None if data is None else describe_images(data),
+        **describe_origin(),
+    }
+
+
+def describe_origin() -> dict[str, Any]:
+    """What a record was made with: versions, device, commit."""
+    device = jax.devices()[0]
+    status = _git("status", "--porcelain")
+    return {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "device": {
             "platform": device.platform,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from training.data.memory import Dataset
+from training.machine import cache_folder
 
 SPLITS = {"cifar10": ("train", "test"), "imagenet2012": ("train", "validation")}
 
@@ -129,7 +130,7 @@ def load_cifar10(data_dir: Path | None = None, cache_dir: Path | None = None) ->
     folder, numbers = find("cifar10", data_dir)
     stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir())]
     stamp = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
-    cache_dir = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bop_optax")
+    cache_dir = cache_dir or cache_folder()
     cache = cache_dir.expanduser() / f"cifar10-{stamp}.npz"
     arrays = _read_cache(cache, numbers)
     if arrays is None:
