@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 WORD = 32
 
@@ -55,19 +56,28 @@ def _bit(values: jax.Array, plane: Any) -> jax.Array:
     return ((values.astype(jnp.int32) >> plane) & 1).astype(jnp.uint32)
 
 
-def unpack(words: jax.Array, size: int) -> jax.Array:
-    """Undoes `pack` of bits along the last axis.
+def unpack(words: jax.Array, size: int, axis: int = -1) -> jax.Array:
+    """Undoes `pack` of bits.
 
     Args:
-        words: uint32, (..., words).
-        size: number of bits, at most 32 a word.
+        words: uint32, any shape.
+        size: number of bits along the axis, at most 32 a word.
+        axis: the axis that is unpacked, which stays where it is.
 
     Returns:
-        bool, (..., size).
+        bool, with `size` entries along the axis.
     """
-    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & np.uint32(1)
-    bits = bits.reshape(*words.shape[:-1], words.shape[-1] * WORD)
-    return bits[..., :size].astype(bool)
+    axis %= words.ndim
+    before, after = words.shape[:axis], words.shape[axis + 1 :]
+    lane = jnp.arange(WORD, dtype=jnp.uint32).reshape(WORD, *[1] * len(after))
+    bits = (jnp.expand_dims(words, axis + 1) >> lane) & np.uint32(1)
+    bits = bits.reshape(*before, words.shape[axis] * WORD, *after)
+    return lax.slice_in_dim(bits, 0, size, axis=axis).astype(bool)
+
+
+def signs(negative: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """−1 where True, else +1."""
+    return jnp.where(negative, -jnp.ones([], dtype), jnp.ones([], dtype))
 
 
 def plane_weights(planes: int) -> np.ndarray:

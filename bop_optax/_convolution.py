@@ -1,10 +1,18 @@
-"""A product as XLA computes it, and the geometry of a convolution."""
+"""Float products, and the geometry of a convolution."""
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
+
+from bop_optax._bits import signs, unpack
+
+# `kernel_gradient` takes about so many output positions at a time: its operands stay in the cache.
+POSITIONS = 4096
 
 
 class Geometry(NamedTuple):
@@ -47,3 +55,82 @@ def float_product(
         feature_group_count=geometry.groups,
         precision=precision,
     )
+
+
+def offsets(window: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every offset within a window, in the order of a kernel's entries."""
+    return list(itertools.product(*map(range, window)))
+
+
+def kernel_gradient(
+    words: jax.Array,
+    g: jax.Array,
+    shape: Sequence[int],
+    geometry: Geometry,
+    operand_dtype: DTypeLike,
+) -> jax.Array:
+    """The kernel's gradient by matrix products, of packed activations; for strides of 1.
+
+    The gradient at offset (i, j) of the window adds up x[h + i, w + j] · g[h, w] =
+    x[h′, w + j] · g[h′ − i, w]. Offsets along the last dimension shift the signs and stack them,
+    the others shift the gradient. So a 3×3 window takes three matrix products of row-major
+    operands, which on a CPU run at twice the rate of XLA's gradient of a convolution.
+
+    Args:
+        words: bits of x < 0, (batch, *spatial, words), uint32.
+        g: the incoming gradient, (batch, *spatial, out).
+        shape: (*window, in, out), the kernel's.
+        geometry: of strides 1 and one group.
+        operand_dtype: what the products' operands are rounded to; sums are float32 or wider.
+
+    Returns:
+        The gradient in the shape of the kernel and the dtype of `g`.
+    """
+    if len(shape) == 2:  # a matrix is a window of one entry
+        point = Geometry((1,), ((0, 0),), 0.0, (1,), 1)
+        return kernel_gradient(words[:, None], g[:, None], (1, *shape), point, operand_dtype)[0]
+    *window, features, out = shape
+    batch, columns = len(g), g.shape[-2]
+    value, dilation = geometry.padding_value, geometry.dilation
+    sum_dtype = jnp.promote_types(operand_dtype, jnp.float32)
+    # Rows of padded zeros add nothing: they are left out, except along the last dimension.
+    pads = [p if value or i == len(window) - 1 else (0, 0) for i, p in enumerate(geometry.pads)]
+
+    def shifts(offset: tuple[int, ...]) -> list[tuple[int, int, int]]:
+        before = [i * d for i, d in zip(offset, dilation, strict=False)]
+        after = [(k - 1) * d - b for b, k, d in zip(before, window, dilation, strict=False)]
+        skipped = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(geometry.pads, pads, strict=True)]
+        edges = [
+            (b - low, a - high, 0)
+            for b, a, (low, high) in zip(before, after, skipped, strict=False)
+        ]
+        return [(0, 0, 0), *edges, (0, 0, 0), (0, 0, 0)]
+
+    def part(words: jax.Array, g: jax.Array) -> jax.Array:
+        x = signs(unpack(jnp.moveaxis(words, -1, 0), features, 0), operand_dtype)
+        edges = [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in pads)]
+        x = lax.pad(x, jnp.asarray(value, operand_dtype), edges)
+        columns_at = [
+            slice(j * dilation[-1], j * dilation[-1] + columns) for j in range(window[-1])
+        ]
+        x = jnp.stack([x[..., at] for at in columns_at])  # (window, in, batch, *spatial)
+        x = x.reshape(window[-1] * features, -1)
+        g, zero = g.astype(operand_dtype), jnp.zeros([], operand_dtype)
+        shifted = (lax.pad(g, zero, shifts(i)).reshape(-1, out) for i in offsets(window[:-1]))
+        products = [jnp.matmul(x, g, preferred_element_type=sum_dtype) for g in shifted]
+        return jnp.stack(products).reshape(shape)
+
+    loops = max(1, min(batch, -(-g.size // out // POSITIONS)))
+    images = -(-batch // loops)
+
+    def by_loop(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, loops * images - batch)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(loops, images, *x.shape[1:])
+
+    def add(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + part(*chunk), None
+
+    if loops == 1:
+        return part(words, g).astype(g.dtype)
+    total, _ = lax.scan(add, jnp.zeros(shape, sum_dtype), (by_loop(words), by_loop(g)))
+    return total.astype(g.dtype)

@@ -1,28 +1,18 @@
 """The product of ±1 by ±1 and its gradients by XOR or AND and population count on packed bits."""
 
-import itertools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
-from bop_optax._bits import bit_matmul, pack, plane_weights, unpack
-from bop_optax._convolution import Geometry, float_product
-
-
-def signs(negative: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return jnp.where(negative, -jnp.ones([], dtype), jnp.ones([], dtype))
+from bop_optax._bits import bit_matmul, pack, plane_weights, signs, unpack
+from bop_optax._convolution import Geometry, float_product, offsets
 
 
 def output_scale(kernel: jax.Array) -> jax.Array:
     """α of each output, (out,), of a kernel of ±α."""
     return jnp.abs(kernel.reshape(-1, kernel.shape[-1])[0])
-
-
-def _taps(window: Sequence[int]) -> list[tuple[int, ...]]:
-    return list(itertools.product(*map(range, window)))
 
 
 def _pad(words: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
@@ -32,18 +22,18 @@ def _pad(words: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
 
 def _under(
     x: jax.Array,
-    taps: Sequence[tuple[int, ...]],
+    at: Sequence[tuple[int, ...]],
     sizes: Sequence[int],
     strides: Sequence[int],
     dilation: Sequence[int],
 ) -> list[jax.Array]:
-    """For each tap of a window the entries under it, (batch, *sizes, channels)."""
+    """For each offset within a window the entries under it, (batch, *sizes, channels)."""
     slices = [
         tuple(
             slice(t * d, t * d + (size - 1) * s + 1, s)
             for t, d, size, s in zip(tap, dilation, sizes, strides, strict=True)
         )
-        for tap in taps
+        for tap in at
     ]
     return [x[:, *each] for each in slices]
 
@@ -59,7 +49,7 @@ def popcount_product(words: jax.Array, kernel: jax.Array, geometry: Geometry) ->
         )
     ]
     padded = _pad(words, [(low, high, 0) for low, high in pads])
-    under = _under(padded, _taps(window), sizes, geometry.strides, geometry.dilation)
+    under = _under(padded, offsets(window), sizes, geometry.strides, geometry.dilation)
     a = jnp.concatenate([jnp.moveaxis(w, -1, 0).reshape(w.shape[-1], -1) for w in under])
     b = jnp.moveaxis(pack(kernel < 0, -2)[0], 0, -2).reshape(-1, out)
     terms = len(under) * features
@@ -104,7 +94,7 @@ def popcount_input_gradient(
         before, spread = (k - 1) * d - low, max(0, (given - 1) * s + 1)
         edges.append((before, size + (k - 1) * d - before - spread, s - 1))
     ones = (1,) * len(window)
-    under = _under(_pad(words, edges), _taps(window)[::-1], sizes, ones, geometry.dilation)
+    under = _under(_pad(words, edges), offsets(window)[::-1], sizes, ones, geometry.dilation)
     under = [w.reshape(bits, -1, w.shape[-1]) for w in under]
     a = jnp.concatenate([jnp.moveaxis(w, -1, 1) for w in under], 1)
     b = jnp.moveaxis(pack(kernel > 0)[0], -1, -2).reshape(-1, features)
@@ -123,7 +113,7 @@ def popcount_kernel_gradient(
 ) -> jax.Array:
     """The kernel's gradient, of packed activations and an integer gradient; packs the batch."""
     *window, features, out = shape
-    taps, sizes = _taps(window), g.shape[1:-1]
+    taps, sizes = offsets(window), g.shape[1:-1]
 
     def under(bits: jax.Array) -> jax.Array:  # (batch, *spatial, channels) → (words, rows)
         x = _pad(pack(bits, 0)[0], [(low, high, 0) for low, high in geometry.pads])
