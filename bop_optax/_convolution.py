@@ -11,8 +11,8 @@ from jax.typing import DTypeLike
 
 from bop_optax._bits import signs, unpack
 
-# `kernel_gradient` takes about so many output positions at a time: its operands stay in the cache.
-POSITIONS = 4096
+# `kernel_gradient` unpacks about so many signs at a time, which then stay in the cache.
+UNPACKED = 2**20
 
 
 class Geometry(NamedTuple):
@@ -120,7 +120,8 @@ def kernel_gradient(
         products = [jnp.matmul(x, g, preferred_element_type=sum_dtype) for g in shifted]
         return jnp.stack(products).reshape(shape)
 
-    loops = max(1, min(batch, -(-g.size // out // POSITIONS)))
+    unpacked = window[-1] * features * g.size // out
+    loops = max(1, min(batch, -(-unpacked // UNPACKED)))
     images = -(-batch // loops)
 
     def by_loop(x: jax.Array) -> jax.Array:
