@@ -84,7 +84,7 @@ def run(
     network = make_network(experiment, data)
     optimizer = make_optimizer(experiment, network.labels, source.steps_per_epoch)
     step = compile_steps(make_train_step(experiment, network, source), source.stacked)
-    count = jax.jit(make_count_correct(network))
+    count, eval_state = jax.jit(make_count_correct(network)), jax.jit(network.eval_state)
     key = jax.random.key(experiment.seed)
     with Run(experiment, config, preset, data) as folder:
         binary, real = count_parameters(network)
@@ -96,7 +96,7 @@ def run(
             folder,
             on_every_device(draw(np.uint32(experiment.seed)), mesh),
             lambda state, batch: step(state, batch, key, {}),
-            lambda state: evaluate(count, state, source.evaluation(), source.in_flight),
+            lambda state: evaluate(count, eval_state(state), source.evaluation(), source.in_flight),
             interrupt,
         )
         weights = nnx.merge_state(state.params, state.batch_stats)
@@ -181,11 +181,11 @@ def compile_steps(train_step: Callable[..., Any], stacked: bool) -> Callable[...
     return jax.jit(train_steps if stacked else train_step, donate_argnums=0)
 
 
-def make_count_correct(network: Network) -> Callable[[TrainState, Batch], jax.Array]:
-    """Of a batch: how many images have the right class first, and among the first five."""
+def make_count_correct(network: Network) -> Callable[[nnx.State, Batch], jax.Array]:
+    """Counts the images of a batch with the right class first, and among the first five."""
 
-    def count_correct(state: TrainState, batch: Batch) -> jax.Array:
-        model = nnx.merge(network.eval_graph, state.params, state.batch_stats)
+    def count_correct(state: nnx.State, batch: Batch) -> jax.Array:
+        model = nnx.merge(network.eval_graph, state)
         logits = model(network.scale(batch.images))
         _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
         correct = (logits.argmax(-1) == batch.labels, jnp.any(best == batch.labels[:, None], -1))

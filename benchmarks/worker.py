@@ -36,10 +36,12 @@ class Variant(NamedTuple):
     Attributes:
         change: experiment → the experiment of this variant.
         compiler_options: XLA's, for the step and the evaluation.
+        packed: whether it is evaluated on packed kernels; None: as train.py does.
     """
 
     change: Callable[[Experiment], Experiment] = lambda experiment: experiment
     compiler_options: dict[str, Any] | None = None
+    packed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def backward(rounding: Any) -> Callable[[Experiment], Experiment]:
 WIDE: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
 VARIANTS = {
     "float32": Variant(
-        lambda experiment: replace(experiment, model=FloatProducts(experiment.model))
+        lambda experiment: replace(experiment, model=FloatProducts(experiment.model)), packed=False
     ),
     "popcount": Variant(),
     "popcount, 512-bit vectors": Variant(compiler_options=WIDE),
@@ -79,16 +81,17 @@ class Training:
     """
 
     def __init__(self, variant: str, experiment: dict[str, Any], data: Any = None):
-        change, options = VARIANTS[variant]
+        change, options, packed = VARIANTS[variant]
         self.experiment = change(from_json(experiment))
         self.data = data or self.experiment.data.load()
         steps = getattr(self.data, "num_train", 10**5) // self.experiment.batch_size
-        self.network = make_network(self.experiment, self.data)
+        self.network = make_network(self.experiment, self.data, packed)
         self.optimizer = train.make_optimizer(self.experiment, self.network.labels, steps)
         source = SimpleNamespace(steps_per_epoch=steps)
         self.plain_step = train.make_train_step(self.experiment, self.network, source)
         self.compile: Any = lambda f, **rest: jax.jit(f, compiler_options=options, **rest)
         self.step = self.compile(self.plain_step, donate_argnums=0)
+        self.eval_state = self.compile(self.network.eval_state)
         self.count = self.compile(train.make_count_correct(self.network))
 
     def first_state(self, seed: Any) -> TrainState:
@@ -172,9 +175,10 @@ def evaluate(**options: Any) -> Job:
     """Evaluations."""
     training = OneBatch(**options)
     state, batch, *_ = training.arguments()
+    evaluated = training.eval_state(state)
 
     def run(steps: int) -> dict[str, Any]:
-        counted = [training.count(state, batch) for _ in range(steps)]
+        counted = [training.count(evaluated, batch) for _ in range(steps)]
         return {"correct": int(jax.device_get(counted)[-1][0])}
 
     return Job(run, lambda: training.check(state))
@@ -199,7 +203,7 @@ def needed_products(of: str, **options: Any) -> Job:
     if of == "step":
         program = jax.make_jaxpr(training.step)(state, batch, *rest)
     else:
-        program = jax.make_jaxpr(training.count)(state, batch)
+        program = jax.make_jaxpr(training.count)(jax.eval_shape(training.eval_state, state), batch)
     return matrix_rate(product_flops(program))
 
 
@@ -227,7 +231,10 @@ def whole_run(unit: str = "epoch", **options: Any) -> Job:
             steps(number)
             return {"loss": finite(float(loss))}
         steps(number * source.steps_per_epoch)
-        accuracy, _ = train.evaluate(training.count, state, source.evaluation(), source.in_flight)
+        evaluated = training.eval_state(state)
+        accuracy, _ = train.evaluate(
+            training.count, evaluated, source.evaluation(), source.in_flight
+        )
         return {"loss": finite(float(loss)), "accuracy": float(accuracy)}
 
     return Job(run, lambda: training.check(state))

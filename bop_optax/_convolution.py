@@ -92,7 +92,7 @@ def kernel_gradient(
     *window, features, out = shape
     batch, columns = len(g), g.shape[-2]
     value, dilation = geometry.padding_value, geometry.dilation
-    sum_dtype = jnp.promote_types(operand_dtype, jnp.float32)
+    sum_dtype = jnp.float32 if jnp.dtype(operand_dtype).itemsize < 4 else operand_dtype
     # Rows of padded zeros add nothing: they are left out, except along the last dimension.
     pads = [p if value or i == len(window) - 1 else (0, 0) for i, p in enumerate(geometry.pads)]
 

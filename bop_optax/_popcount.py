@@ -1,6 +1,7 @@
 """The product of ±1 by ±1 and its gradients by XOR or AND and population count on packed bits."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,29 @@ from bop_optax._convolution import Geometry, float_product, offsets
 def output_scale(kernel: jax.Array) -> jax.Array:
     """α of each output, (out,), of a kernel of ±α."""
     return jnp.abs(kernel.reshape(-1, kernel.shape[-1])[0])
+
+
+class PackedKernel(NamedTuple):
+    """A kernel of ±α, one bit for each weight.
+
+    Attributes:
+        words: the bits kernel < 0, packed along `in`: uint32, (*window, words, out).
+        scale: α of each output, (out,).
+        features: `in`, the number of bits in the words.
+    """
+
+    words: jax.Array
+    scale: jax.Array
+    features: int
+
+    def unpack(self) -> jax.Array:
+        """The kernel, (*window, in, out), in the dtype of `scale`."""
+        return signs(unpack(self.words, self.features, -2), self.scale.dtype) * self.scale
+
+
+def pack_kernel(kernel: jax.Array) -> PackedKernel:
+    words = jnp.moveaxis(pack(kernel < 0, -2)[0], 0, -2)
+    return PackedKernel(words, output_scale(kernel), kernel.shape[-2])
 
 
 def _pad(words: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
@@ -38,10 +62,10 @@ def _under(
     return [x[:, *each] for each in slices]
 
 
-def popcount_product(words: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """The product of ±1, packed as (batch, *spatial, words) of the bits x < 0, by a ±α kernel."""
-    *window, features, out = kernel.shape
-    pads, dtype = geometry.pads, kernel.dtype
+def popcount_product(words: jax.Array, kernel: PackedKernel, geometry: Geometry) -> jax.Array:
+    """The product of ±1, packed as (batch, *spatial, words) of the bits x < 0, by a kernel."""
+    *window, _, out = kernel.words.shape
+    pads, dtype = geometry.pads, kernel.scale.dtype
     sizes = [
         max(0, (size + low + high - (k - 1) * d - 1) // s + 1)
         for size, (low, high), k, d, s in zip(
@@ -51,21 +75,22 @@ def popcount_product(words: jax.Array, kernel: jax.Array, geometry: Geometry) ->
     padded = _pad(words, [(low, high, 0) for low, high in pads])
     under = _under(padded, offsets(window), sizes, geometry.strides, geometry.dilation)
     a = jnp.concatenate([jnp.moveaxis(w, -1, 0).reshape(w.shape[-1], -1) for w in under])
-    b = jnp.moveaxis(pack(kernel < 0, -2)[0], 0, -2).reshape(-1, out)
-    terms = len(under) * features
+    b = kernel.words.reshape(-1, out)
+    terms = len(under) * kernel.features
 
-    def finish(ones: jax.Array, alpha: jax.Array, *border: jax.Array) -> jax.Array:
+    def finish(ones: jax.Array, scale: jax.Array, *border: jax.Array) -> jax.Array:
         y = (terms - 2 * ones).reshape(len(words), *sizes, out).astype(dtype)
-        return sum(border, y) * alpha
+        return sum(border, y) * scale
 
     border = []
     if any(map(any, pads)) and geometry.padding_value != 1:  # padded words count as +1
         outside = jnp.zeros((1, *words.shape[1:-1], 1), dtype)
         outside = jnp.pad(outside, ((0, 0), *pads, (0, 0)), constant_values=1)
-        sums = jnp.sum(signs(kernel < 0, dtype), -2, keepdims=True)
+        ones = jnp.sum(lax.population_count(kernel.words).astype(jnp.int32), -2, keepdims=True)
+        sums = (kernel.features - 2 * ones).astype(dtype)
         inside = geometry._replace(pads=((0, 0),) * len(window))
         border = [(geometry.padding_value - 1) * float_product(outside, sums, inside)]
-    return bit_matmul(a[None], b[None], jnp.bitwise_xor, finish, output_scale(kernel), *border)
+    return bit_matmul(a[None], b[None], jnp.bitwise_xor, finish, kernel.scale, *border)
 
 
 def popcount_input_gradient(

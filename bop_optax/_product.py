@@ -20,7 +20,9 @@ from jax.typing import DTypeLike
 from bop_optax._bits import pack, signs, unpack
 from bop_optax._convolution import Geometry, float_product, kernel_gradient
 from bop_optax._popcount import (
+    PackedKernel,
     output_scale,
+    pack_kernel,
     popcount_input_gradient,
     popcount_kernel_gradient,
     popcount_product,
@@ -83,7 +85,7 @@ class _Way(NamedTuple):
 
 def binary_product(
     x: jax.Array,
-    kernel: jax.Array,
+    kernel: jax.Array | PackedKernel,
     *,
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
@@ -100,7 +102,8 @@ def binary_product(
 
     Args:
         x: activations, (batch, *spatial, in), in the dtype of `kernel`.
-        kernel: (*window, in ÷ feature_group_count, out).
+        kernel: (*window, in ÷ feature_group_count, out), or such a kernel packed, which has no
+            gradient.
         strides: one per spatial dimension. Default: all 1.
         padding: "SAME", "VALID", or a (low, high) pair per spatial dimension.
         padding_value: value of the padded activations: 0 as in the authors' code, ±1 for engines
@@ -108,13 +111,15 @@ def binary_product(
         kernel_dilation: one per spatial dimension. Default: all 1.
         feature_group_count: number of groups of the `in` and `out` channels.
         precision: see `jax.lax.Precision`. It acts on float products.
-        one_bit: True promises that `x` is ±1 and that `kernel` is ±α, with one α for each output.
+        one_bit: True promises that `x` is ±1 and that `kernel` is packed, or ±α with one α for
+            each output.
         product: how the product is computed if `one_bit`.
 
     Returns:
         (batch, *spatial, out), in the dtype of `x`.
     """
-    window = kernel.shape[:-2]
+    packed = isinstance(kernel, PackedKernel)
+    window = (kernel.words if packed else kernel).shape[:-2]
     strides = tuple(strides or [1] * len(window))
     dilation = tuple(kernel_dilation or [1] * len(window))
     if isinstance(padding, str):
@@ -122,9 +127,14 @@ def binary_product(
         padding = lax.padtype_to_pads(x.shape[1:-1], spans, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)[: len(window)]
     geometry = Geometry(strides, pads, float(padding_value), dilation, feature_group_count)
+    popcount = one_bit and _uses_popcount(product, geometry)
+    if packed:
+        x = _not_differentiable(x)
+        if popcount and x.size and kernel.words.size:
+            return popcount_product(pack(x < 0)[0], kernel, geometry)
+        return float_product(x, kernel.unpack(), geometry, precision)
     if not (one_bit and x.size and kernel.size):
         return float_product(x, kernel, geometry, precision)
-    popcount = _uses_popcount(product, geometry)
     LOG.debug(
         "%s by %s: forward %s, backward %s",
         x.shape,
@@ -157,7 +167,7 @@ def _forward(
     x, kernel = _once_differentiable(x), _once_differentiable(kernel)
     words = pack(x < 0)[0]  # the backward pass keeps one bit of each activation
     if way.popcount:
-        y = popcount_product(words, kernel, way.geometry)
+        y = popcount_product(words, pack_kernel(kernel), way.geometry)
     else:
         y = float_product(x, kernel, way.geometry, way.precision)
     return y, (words, kernel)
@@ -226,6 +236,16 @@ def _(primals, tangents):
         "a product of one-bit operands has first derivatives only; for higher ones leave out "
         "input_quantizer and apply the quantizer before the layer"
     )
+
+
+@jax.custom_jvp
+def _not_differentiable(x: jax.Array) -> jax.Array:
+    return x
+
+
+@_not_differentiable.defjvp
+def _(primals, tangents):
+    raise NotImplementedError("a packed kernel has no gradients: differentiate the model before")
 
 
 def _round_to_bits(g: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:

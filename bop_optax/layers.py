@@ -16,7 +16,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
-from bop_optax._popcount import output_scale
+from bop_optax._popcount import PackedKernel, output_scale, pack_kernel
 from bop_optax._product import Product, binary_product
 from bop_optax.quantizers import is_one_bit
 
@@ -52,6 +52,17 @@ class LatentParam(nnx.Param):
     """
 
 
+class PackedParam(nnx.Variable):
+    """An NNX variable of a kernel's bits, as `bop_optax.packing.pack` makes it; no `nnx.Param`.
+
+    A bit is 1 where the weight is negative. Bit i of word j is that of input 32·j + i.
+
+    Example:
+        >>> PackedParam(jnp.zeros((3, 3, 4, 128), jnp.uint32)).shape  # of 128 inputs
+        (3, 3, 4, 128)
+    """
+
+
 def rademacher(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Draws binary weights: −1 and +1 with equal probability; an initializer.
 
@@ -70,7 +81,7 @@ def rademacher(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.floa
     return jax.random.rademacher(key, tuple(shape), dtype)
 
 
-class _BinaryLayer(nnx.Module):
+class BinaryLayer(nnx.Module):
     """Base of `BinaryLinear` and `BinaryConv`: the kernel, the quantizers, the bias."""
 
     def __init__(
@@ -97,6 +108,7 @@ class _BinaryLayer(nnx.Module):
                 "has no latent weights; real weights need a kernel_quantizer"
             )
         self.kernel = LatentParam(kernel) if latent else BinaryParam(kernel)
+        self.kernel_features = kernel_shape[-2]
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer
         self.kernel_quantizer = kernel_quantizer
@@ -104,11 +116,22 @@ class _BinaryLayer(nnx.Module):
         self.precision = precision
         self.product = product
 
-    def _has_binary_kernel(self) -> bool:
+    def has_binary_kernel(self) -> bool:
         """True if the quantized kernel is ±α, with one α for each output."""
         if self.kernel_quantizer is None:
-            return isinstance(self.kernel, BinaryParam)
+            return isinstance(self.kernel, BinaryParam | PackedParam)
         return is_one_bit(self.kernel_quantizer)
+
+    def pack_kernel(self) -> None:
+        """Replaces the kernel by its bits, a `PackedParam`, and by α of each output."""
+        if isinstance(self.kernel, PackedParam):
+            return
+        kernel = self.kernel[...]
+        if self.kernel_quantizer is not None:
+            kernel = self.kernel_quantizer(kernel)
+        packed = pack_kernel(kernel)
+        self.kernel, self.kernel_quantizer = PackedParam(packed.words), None
+        self.kernel_scale = nnx.Variable(packed.scale)
 
     def _apply(self, inputs: ArrayLike, in_features: int, **options: Any) -> jax.Array:
         x, rank = jnp.asarray(inputs), self.kernel.ndim - 2
@@ -119,17 +142,20 @@ class _BinaryLayer(nnx.Module):
             )
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        kernel = self.kernel[...]
+        packed = isinstance(self.kernel, PackedParam)
+        kernel = (self.kernel_scale if packed else self.kernel)[...]
         if self.kernel_quantizer is not None:
             kernel = self.kernel_quantizer(kernel)
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_dtype((x, kernel, bias), dtype=self.dtype)
+        if packed:
+            kernel = PackedKernel(self.kernel[...], kernel, self.kernel_features)
         batch, features = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
         y = binary_product(
             x.reshape(-1, *features),
             kernel,
             precision=self.precision,
-            one_bit=is_one_bit(self.input_quantizer) and self._has_binary_kernel(),
+            one_bit=is_one_bit(self.input_quantizer) and self.has_binary_kernel(),
             product=self.product,
             **options,
         )
@@ -137,7 +163,7 @@ class _BinaryLayer(nnx.Module):
         return y if bias is None else y + bias
 
 
-class BinaryLinear(_BinaryLayer):
+class BinaryLinear(BinaryLayer):
     """A linear layer with a binary kernel: `input_quantizer(x) @ kernel`.
 
     The kernel is a `BinaryParam`, −1 or +1 with equal probability at the start. `bop` trains it and
@@ -210,7 +236,7 @@ class BinaryLinear(_BinaryLayer):
         return self._apply(inputs, self.in_features)
 
 
-class BinaryConv(_BinaryLayer):
+class BinaryConv(BinaryLayer):
     """A convolution of any rank with a binary kernel.
 
     The kernel is a `BinaryParam`, −1 or +1 with equal probability at the start. `bop` trains it and

@@ -130,6 +130,7 @@ class Program(NamedTuple):
     mesh: jax.sharding.Mesh
     first_states: Any
     train_steps: Any
+    eval_states: Any
     count_correct: Any
 
 
@@ -146,6 +147,7 @@ def make_program(sweep: Sweep, data: Any) -> Program:
         mesh,
         jax.vmap(partial(first_state, network, optimizer)),
         train.compile_steps(steps, source.stacked),
+        jax.jit(jax.vmap(network.eval_state)),
         jax.jit(jax.vmap(train.make_count_correct(network), in_axes=(0, None))),
     )
 
@@ -193,7 +195,10 @@ def train_networks(
         states,
         lambda states, batch: program.train_steps(states, batch, *rest),
         lambda states: train.evaluate(
-            program.count_correct, states, source.evaluation(), source.in_flight
+            program.count_correct,
+            program.eval_states(states),
+            source.evaluation(),
+            source.in_flight,
         ),
         interrupt,
         partial(training_batches, sweep, source, lanes),

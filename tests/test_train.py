@@ -160,8 +160,8 @@ def test_latent_weights_learn_and_their_signs_flip(data, optimizer):
 @pytest.mark.parametrize("batch_size", [8, 24, 104, 360, 400])
 def test_every_test_image_counts_exactly_once(data, one_epoch, batch_size):
     steps, _, state, _ = one_epoch
-    model = nnx.merge(steps.network.eval_graph, state.params, state.batch_stats)
-    logits = model(scale(jnp.asarray(data.test_images)))
+    state = steps.network.eval_state(state)
+    logits = nnx.merge(steps.network.eval_graph, state)(scale(jnp.asarray(data.test_images)))
     source = data.batches(batch_size, steps.mesh)
     count = jax.jit(train.make_count_correct(steps.network))
     top1, top5 = train.evaluate(count, state, source.evaluation())

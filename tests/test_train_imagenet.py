@@ -52,9 +52,10 @@ def test_steps_and_accuracies_are_of_the_streamed_images():
     assert measured["bad_images"] == 0
     assert steps.source.measurements()["seconds_waited"] == 0  # of the next epoch
     count = jax.jit(train.make_count_correct(steps.network))
+    state = jax.jit(steps.network.eval_state)(state)
     accuracy, top5_accuracy = train.evaluate(count, state, steps.source.evaluation())
 
-    model = nnx.merge(steps.network.eval_graph, state.params, state.batch_stats)
+    model = nnx.merge(steps.network.eval_graph, state)
     classify = nnx.jit(lambda model, images: model(steps.network.scale(images)))
     top1 = top5 = 0
     for number in range(0, 60, 20):

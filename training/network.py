@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bop_optax import binary_labels, flip_ratio, log_flip_ratio
 from bop_optax.layers import BinaryParam, LatentParam, Product
+from bop_optax.packing import pack
 from training.config import Experiment
 from training.data.augment import scale
 from training.interrupt import Stopped
@@ -33,7 +34,9 @@ class Network(NamedTuple):
 
     Attributes:
         draw: seed → the first parameters and batch statistics.
-        train_graph, eval_graph: the model in either mode, for `nnx.merge`.
+        train_graph: the model in training mode, for `nnx.merge`.
+        eval_graph: the model in evaluation mode, packed where that is faster.
+        eval_state: training state → the state of the model that belongs to `eval_graph`.
         labels: "binary" or "real" for each parameter, as from `binary_labels`.
         scale: uint8 images → the float32 images that the model takes.
     """
@@ -41,12 +44,16 @@ class Network(NamedTuple):
     draw: Callable[[Any], tuple[Any, nnx.State]]
     train_graph: nnx.GraphDef
     eval_graph: nnx.GraphDef
+    eval_state: Callable[[TrainState], nnx.State]
     labels: Any
     scale: Callable[[jax.Array], jax.Array]
 
 
-def make_network(experiment: Experiment, data: Any) -> Network:
-    """Describes the experiment's network for the images of `data`; draws no weights."""
+def make_network(experiment: Experiment, data: Any, packed: bool | None = None) -> Network:
+    """Describes the experiment's network for the images of `data`; draws no weights.
+
+    `packed` tells whether it is evaluated on packed kernels; None: on CPUs, where that is faster.
+    """
 
     def model_of(seed: Any) -> nnx.Module:
         rngs = nnx.Rngs(jax.random.key(seed))
@@ -59,16 +66,26 @@ def make_network(experiment: Experiment, data: Any) -> Network:
         _, params, batch_stats = nnx.split(model_of(seed), nnx.Param, ...)
         return params, batch_stats
 
+    def eval_state(state: TrainState) -> nnx.State:
+        model = nnx.merge(train_graph, state.params, state.batch_stats)
+        return nnx.state(for_inference(model, packed))
+
     model = nnx.eval_shape(lambda: model_of(0))
     _check_logits(experiment, model_of, data)
-    model.eval()
-    eval_graph = nnx.graphdef(model)
+    eval_graph = nnx.graphdef(nnx.eval_shape(lambda: for_inference(model_of(0), packed)))
     model.train()
     train_graph, shapes, _ = nnx.split(model, nnx.Param, ...)
     labels = binary_labels(shapes, lambda _, v: isinstance(v, BinaryParam | LatentParam))
-    return Network(
-        draw, train_graph, eval_graph, labels, partial(scale, mean=data.mean, std=data.std)
-    )
+    scaled = partial(scale, mean=data.mean, std=data.std)
+    return Network(draw, train_graph, eval_graph, eval_state, labels, scaled)
+
+
+def for_inference(model: nnx.Module, packed: bool | None = None) -> nnx.Module:
+    """The model in evaluation mode, packed or not; see `make_network`."""
+    model.eval()
+    if packed is None:
+        packed = jax.default_backend() == "cpu"
+    return pack(model) if packed else model
 
 
 def _check_logits(experiment: Experiment, model_of: Callable[[Any], Any], data: Any) -> None:

@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 
 from training.config import Experiment, RunConfig, from_json
 from training.data.augment import scale
+from training.network import for_inference
 from training.records import MACHINE, describe, replacing, result_record, write_json
 from training.weights import load_weights
 
@@ -257,12 +258,14 @@ class TrainedModel(NamedTuple):
 
     Attributes:
         model: maps scaled images to logits.
+        evaluated: gives the same logits; on a CPU packed, see `bop_optax.packing.pack`.
         image_shape: (height, width, channels) of one image.
         class_names: one for each class, or None.
         mean, std: what the images are scaled by: (x − mean) / std.
     """
 
     model: nnx.Module
+    evaluated: nnx.Module
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...] | None
     mean: Any
@@ -278,7 +281,7 @@ class TrainedModel(NamedTuple):
             float32, (number, classes), each row adding up to 1.
         """
         return np.asarray(
-            _probabilities(self.model, scale(jnp.asarray(images), self.mean, self.std))
+            _probabilities(self.evaluated, scale(jnp.asarray(images), self.mean, self.std))
         )
 
 
@@ -320,10 +323,10 @@ def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
     network = model.build(
         tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **optimizer.kernel_options
     )
-    network.eval()
     try:
         load_weights(network, folder / "weights.npz")
     except OSError as error:
         raise ValueError(f"{folder} holds no finished run: weights.npz ({error})") from error
     names = None if images.class_names is None else tuple(images.class_names)
-    return TrainedModel(network, tuple(images.shape), names, images.mean, images.std)
+    evaluated, shape = for_inference(network), tuple(images.shape)
+    return TrainedModel(network, evaluated, shape, names, images.mean, images.std)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bop_optax import ste_sign
+from bop_optax import _convolution, ste_sign
 from bop_optax._bits import bit_matmul, pack, plane_weights, unpack
+from bop_optax._popcount import pack_kernel
 from bop_optax._product import Product, _round_to_bits, binary_product
 from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, rademacher
 
@@ -112,6 +113,7 @@ GEOMETRIES = {
         (2, 4, 5, 3),
         {"strides": (1, 2, 1), "padding": "SAME", "padding_value": 0.5},
     ),
+    "rank 3, pairs": ((2, 3, 2), (2, 4, 5, 3), {"padding": [(1, 0), (0, 2), (1, 1)]}),
     "one image": ((3, 3), (1, 5, 5), {"padding": "SAME", "strides": (2, 2)}),
     "no image": ((3, 3), (0, 5, 5), {"padding": "SAME"}),
     "groups": ((3, 3), (2, 5, 5), {"padding": "SAME", "feature_group_count": 2}),
@@ -152,6 +154,33 @@ def test_one_bit_equals_float(name, channels):
             assert ours.dtype == theirs.dtype
             size = float(jnp.max(jnp.abs(theirs))) if theirs.size else 1.0
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=3e-6 * size)
+
+
+@pytest.mark.parametrize("channels", [1, 40])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_packed_kernels(name, channels):
+    x, kernel, options = operands(name, channels)
+    packed = pack_kernel(kernel)
+    assert packed.words.size == kernel.size // channels * -(-channels // 32)
+    np.testing.assert_array_equal(packed.unpack(), kernel)
+    expected = binary_product(x, kernel, **options)
+    for product in (Product("popcount"), Product("float")):
+        y = binary_product(x, packed, **options, one_bit=True, product=product)
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("name", ["linear", "rank 1", "same", "rank 3, pairs", "many pixels"])
+def test_kernel_gradient_in_parts(name, monkeypatch):
+    """The batch is divided into parts, the last of which may be smaller."""
+    monkeypatch.setattr(_convolution, "UNPACKED", 2**12)
+    x, kernel, options = operands(name, 40)
+    product = partial(binary_product, **options)
+    one_bit = partial(product, one_bit=True, product=Product("popcount"))
+    g = normal(*product(x, kernel).shape)
+    program = jax.make_jaxpr(lambda g: jax.vjp(one_bit, x, kernel)[1](g)[1])(g)
+    assert ("scan" in str(program)) == (name != "linear")
+    ours, theirs = (jax.vjp(f, x, kernel)[1](g)[1] for f in (one_bit, product))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=3e-6 * float(jnp.abs(theirs).max()))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -75,9 +75,9 @@ def train_alone(experiment: Experiment, order_seed: int, steps: int):
         for batch in islice(batches, steps):
             state, loss = step(state, batch, jax.random.key(experiment.seed), {})
             losses.append(loss)
-    accuracies = train.evaluate(
-        jax.jit(train.make_count_correct(network)), state, source.evaluation()
-    )
+    evaluated = jax.jit(network.eval_state)(state)
+    count = jax.jit(train.make_count_correct(network))
+    accuracies = train.evaluate(count, evaluated, source.evaluation())
     means = epoch_means(state.sums, steps, experiment.batch_size)
     return state, np.stack(losses), means | {"accuracies": accuracies.tolist()}, network.labels
 
@@ -115,7 +115,8 @@ def test_a_lane_is_the_single_run(order):
         assert next(batches).images.shape == shape
     states, losses = train_steps(sweep, program, lanes, 3)
     means = epoch_means(states.sums, 3, 64)
-    accuracies = train.evaluate(program.count_correct, states, program.source.evaluation())
+    evaluated = program.eval_states(states)
+    accuracies = train.evaluate(program.count_correct, evaluated, program.source.evaluation())
     assert accuracies.shape == (6, 2)
     for i in (0, 5):  # they share no number
         experiment = lanes[i].experiment(sweep.experiment)

@@ -1,0 +1,44 @@
+"""Inference in one bit: a trained network whose binary kernels are bits, in 1/32 of the memory."""
+
+from typing import TypeVar
+
+from flax import nnx
+
+from bop_optax.layers import BinaryLayer
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def pack(model: Model) -> Model:
+    """Packs the binary kernels of a trained model into 32-bit words, for inference.
+
+    Every `BinaryLinear` and `BinaryConv` with a kernel of ±α keeps its bits, as a `PackedParam`,
+    and α of each output. Outputs are those of `model`, to the bit. Where both operands of a product
+    are one bit, a CPU multiplies the words; elsewhere the kernel is unpacked for each product. What
+    else the model holds stays.
+
+    Works inside `jit` and `vmap`.
+
+    Args:
+        model: an NNX module. Latent weights are quantized; a kernel whose quantizer does not say
+            that it is one bit stays as it is, see `bop_optax.quantizers.is_one_bit`.
+
+    Returns:
+        A copy. It cannot be trained: its products have no derivatives.
+
+    Example:
+        >>> from bop_optax.layers import BinaryLinear
+        >>> layer = BinaryLinear(64, 8, rngs=nnx.Rngs(0))
+        >>> packed = pack(layer)
+        >>> packed.kernel.shape, packed.kernel.dtype, layer.kernel.nbytes // packed.kernel.nbytes
+        ((2, 8), dtype('uint32'), 32)
+
+    References:
+        Rastegari, Ordonez, Redmon, Farhadi. XNOR-Net: ImageNet Classification Using Binary
+        Convolutional Neural Networks. ECCV 2016, arXiv:1603.05279, section 3.2.
+    """
+    packed = nnx.clone(model)
+    for _, module in nnx.iter_graph(packed):
+        if isinstance(module, BinaryLayer) and module.has_binary_kernel():
+            module.pack_kernel()
+    return packed

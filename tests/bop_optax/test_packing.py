@@ -1,0 +1,102 @@
+"""Packed networks: the same logits, in a 32nd of the memory, without derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bop_optax import approx_sign, ste_sign
+from bop_optax.layers import BinaryConv, BinaryLinear, PackedParam, Product
+from bop_optax.packing import pack
+from models.binarynet import BinaryNet
+from models.birealnet import BiRealNet
+
+IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+
+
+def trained(model):
+    """BatchNorm's statistics and biases as after some steps."""
+    model.train()
+    nnx.jit(lambda model: model(IMAGES))(model)
+    for variable in jax.tree.leaves(
+        nnx.state(model, nnx.BatchStat), is_leaf=lambda v: isinstance(v, nnx.Variable)
+    ):
+        assert jnp.any(variable[...] != 0)
+    model.eval()
+    return model
+
+
+def logits(model):
+    return nnx.jit(lambda model: model(IMAGES))(model)
+
+
+@pytest.mark.parametrize("forward", ["popcount", "float"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **o: BinaryNet(40, 48, **o),
+        lambda **o: BinaryNet(8, 16, kernel_quantizer=ste_sign, **o),
+        lambda **o: BiRealNet(4, 10, image_shape=(32, 32, 3), small_images=True, **o),
+    ],
+    ids=["BinaryNet", "latent BinaryNet", "Bi-Real Net"],
+)
+def test_logits_are_the_same_to_the_bit(build, forward):
+    model = trained(build(product=Product(forward), rngs=nnx.Rngs(0)))
+    packed = pack(model)
+    np.testing.assert_array_equal(logits(packed), logits(model))
+    np.testing.assert_array_equal(logits(pack(packed)), logits(model))
+    assert {k.dtype for k in jax.tree.leaves(nnx.state(packed, PackedParam))} == {
+        jnp.dtype("uint32")
+    }
+
+
+def test_memory_of_a_packed_kernel():
+    layer = BinaryConv(64, 32, (3, 3), rngs=nnx.Rngs(0))
+    packed = pack(layer)
+    assert packed.kernel.nbytes * 32 == layer.kernel.nbytes
+    assert packed.kernel_scale.shape == (32,)
+    assert layer.kernel.dtype == jnp.float32  # the model itself stays
+
+
+def test_real_kernels_stay():
+    model = BinaryLinear(4, 2, kernel_quantizer=jnp.tanh, rngs=nnx.Rngs(0))
+    packed = pack(model)
+    np.testing.assert_array_equal(packed.kernel[...], model.kernel[...])
+    x = jnp.ones((3, 4))
+    np.testing.assert_array_equal(packed(x), model(x))
+
+
+def test_other_dtypes_and_a_bias():
+    layer = BinaryLinear(
+        40, 8, input_quantizer=approx_sign, use_bias=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    layer.bias[...] = jnp.linspace(-1, 1, 8)
+    x = jnp.asarray(IMAGES[:, 0, :, 0]).reshape(-1, 8).repeat(5, -1)
+    y = pack(layer)(x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, layer(x))
+
+
+def test_transformations():
+    layer = BinaryLinear(40, 8, input_quantizer=ste_sign, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    packed = jax.jit(lambda state: nnx.state(pack(nnx.merge(graph, state))))
+    packed_graph = nnx.graphdef(pack(layer))
+    x = jnp.asarray(IMAGES[:, :5, :8, 0]).reshape(3, -1)
+    stacked = jax.tree.map(lambda a: jnp.stack([a, -a]), state)
+    y = jax.vmap(lambda state: nnx.merge(packed_graph, packed(state))(x))(stacked)
+    np.testing.assert_array_equal(y, [layer(x), -layer(x)])
+
+
+def test_derivatives_are_refused():
+    layer = pack(BinaryLinear(40, 8, input_quantizer=ste_sign, rngs=nnx.Rngs(0)))
+    with pytest.raises(NotImplementedError, match="a packed kernel has no gradients"):
+        jax.grad(lambda x: layer(x).sum())(jnp.ones((2, 40)))
+
+
+def test_no_input_and_wrong_inputs():
+    layer = pack(BinaryConv(3, 5, 3, input_quantizer=ste_sign, rngs=nnx.Rngs(0)))
+    assert layer(jnp.zeros((0, 7, 3))).shape == (0, 7, 5)
+    with pytest.raises(ValueError, match="BinaryConv takes"):
+        layer(jnp.zeros((2, 7, 4)))
