@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
+from bop_optax._noise import noise
+
 
 def rounded(x: jax.Array) -> jax.Array:
     """Rounds a product before it is added to something; changes no finite number.
@@ -46,24 +48,10 @@ def _round_array(x: jax.Array, seeds: jax.Array) -> jax.Array:
     """Adds 16 random bits below the last bit of bfloat16 and clears the bits there."""
     largest = float(jnp.finfo(jnp.bfloat16).max)
     bits = jax.lax.bitcast_convert_type(jnp.clip(x, -largest, largest), jnp.uint32)
-    bits = (bits + _noise(x.shape, seeds)) & jnp.uint32(0xFFFF0000)
+    bits = (bits + (noise(x.shape, seeds) >> 16)) & jnp.uint32(0xFFFF0000)
     # The NaN is selected in float32: XLA would otherwise compute all this once more for the flips.
     y = jnp.where(jnp.isnan(x), x, jax.lax.bitcast_convert_type(bits, jnp.float32))
     return y.astype(jnp.bfloat16)  # exact
-
-
-def _noise(shape: tuple[int, ...], seeds: jax.Array) -> jax.Array:
-    """16 random bits for each position of an array.
-
-    They are a hash of the position, computed in the pass that reads the gradient. On a CPU
-    `jax.random.bits` takes ten times as long as the whole update.
-    """
-    position = jnp.zeros(shape, jnp.uint32)
-    for axis, size in enumerate(shape):
-        position = position * size + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    x = position ^ seeds[0]
-    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
-    return ((x ^ (x >> 15) ^ seeds[1]) * jnp.uint32(0x735A2D97)) >> 16
 
 
 def value_at(value: ArrayLike | optax.Schedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:

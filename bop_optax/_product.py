@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from bop_optax._bits import pack, signs, unpack
 from bop_optax._convolution import Geometry, float_product, kernel_gradient
+from bop_optax._noise import noise
 from bop_optax._popcount import (
     PackedKernel,
     output_scale,
@@ -261,11 +262,8 @@ def _round_to_bits(g: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     levels, dtype = 2 ** (bits - 1) - 1, g.dtype
     g = g.astype(jnp.float32)
     largest = jnp.max(jnp.abs(g))
-    position = lax.iota(jnp.uint32, g.size).reshape(g.shape)
-    h = position * np.uint32(0x9E3779B9) + lax.bitcast_convert_type(largest, jnp.uint32)
-    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x21F0AAAD)
-    h = (h ^ (h >> np.uint32(15))) * np.uint32(0x735A2D97)
-    h = (h ^ (h >> np.uint32(15))) >> np.uint32(8)
-    uniform = h.astype(jnp.float32) * np.float32(2**-24)  # in [0, 1)
+    words = lax.bitcast_convert_type(largest, jnp.uint32)
+    seeds = jnp.stack([words, words * np.uint32(0x9E3779B9)])
+    uniform = (noise(g.shape, seeds) >> 8).astype(jnp.float32) * np.float32(2**-24)  # in [0, 1)
     steps = g * jnp.where(largest > 0, levels / largest, 0.0)
     return jnp.floor(steps + uniform).astype(jnp.int8), (largest / levels).astype(dtype)
