@@ -147,7 +147,7 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
 
         def loss_fn(params):
             model = nnx.merge(network.train_graph, params, state.batch_stats, copy=True)
-            logits = model(inputs)
+            logits = model(inputs).astype(jnp.float32)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
             loss = losses.mean(where=batch.mask)
             return loss, (logits, nnx.state(model, nnx.Not(nnx.Param)))

@@ -57,9 +57,7 @@ def make_network(experiment: Experiment, data: Any, packed: bool | None = None) 
 
     def model_of(seed: Any) -> nnx.Module:
         rngs = nnx.Rngs(jax.random.key(seed))
-        options = dict(experiment.optimizer.kernel_options)
-        if experiment.backward != "float32":
-            options["product"] = Product(backward=experiment.backward)
+        options = layer_options(experiment.optimizer, experiment.dtype, experiment.backward)
         return experiment.model.build(data.image_shape, data.num_classes, rngs=rngs, **options)
 
     def draw(seed: Any) -> tuple[Any, nnx.State]:
@@ -78,6 +76,16 @@ def make_network(experiment: Experiment, data: Any, packed: bool | None = None) 
     labels = binary_labels(shapes, lambda _, v: isinstance(v, BinaryParam | LatentParam))
     scaled = partial(scale, mean=data.mean, std=data.std)
     return Network(draw, train_graph, eval_graph, eval_state, labels, scaled)
+
+
+def layer_options(optimizer: Any, dtype: str, backward: Any = "float32") -> dict[str, Any]:
+    """What `build` of a model's configuration passes to the layers: what is not the default."""
+    options = dict(optimizer.kernel_options)
+    if dtype != "float32":
+        options["dtype"] = jnp.dtype(dtype)
+    if backward != "float32":
+        options["product"] = Product(backward=backward)
+    return options
 
 
 def for_inference(model: nnx.Module, packed: bool | None = None) -> nnx.Module:

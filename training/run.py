@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 
 from training.config import Experiment, RunConfig, from_json
 from training.data.augment import scale
-from training.network import for_inference
+from training.network import for_inference, layer_options
 from training.records import MACHINE, describe, replacing, result_record, write_json
 from training.weights import load_weights
 
@@ -287,7 +287,7 @@ class TrainedModel(NamedTuple):
 
 @nnx.jit
 def _probabilities(model: Any, images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(model(images))
+    return jax.nn.softmax(model(images).astype(jnp.float32))
 
 
 def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
@@ -320,9 +320,8 @@ def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
         raise ValueError(
             f"{folder}/config.json: {error}: use load_run(folder, model=...) in Python"
         ) from error
-    network = model.build(
-        tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **optimizer.kernel_options
-    )
+    options = layer_options(optimizer, config.get("dtype", "float32"))
+    network = model.build(tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **options)
     try:
         load_weights(network, folder / "weights.npz")
     except OSError as error:

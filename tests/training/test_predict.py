@@ -5,12 +5,16 @@ import shutil
 import sys
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
+from flax import nnx
 from PIL import Image
 
 import train
+from bop_optax.layers import BinaryParam, PackedParam
 from tests.test_train import TINY
 from training import predict
 from training.config import LatentAdam, RunConfig, Schedule
@@ -41,6 +45,23 @@ def test_a_loaded_run_has_the_accuracy_of_the_run(finished):
     assert accuracy == pytest.approx(result["test_accuracy"])
     kernel = np.asarray(trained.model.convs[0].kernel[...])
     assert set(np.unique(kernel)) == {-1, 1}
+    packed = jax.tree.leaves(nnx.state(trained.evaluated, PackedParam))
+    assert [words.dtype for words in packed] == [jnp.uint32] * 7
+
+
+def test_a_run_in_bfloat16(tmp_path):
+    bop = replace(TINY.optimizer, ema_dtype="bfloat16")
+    experiment = replace(TINY, dtype="bfloat16", optimizer=bop, epochs=1)
+    result = train.run(experiment, RunConfig(tmp_path / "run"))
+    trained = load_run(tmp_path / "run")
+    assert trained.model(jnp.zeros((2, 8, 8, 1))).dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(trained.model))} == {jnp.dtype("float32")}
+    accuracy = np.mean(trained.probabilities(DATA.test_images).argmax(-1) == DATA.test_labels)
+    assert accuracy == pytest.approx(result["test_accuracy"])
+    weights = nnx.state(trained.model, BinaryParam)
+    averages = train.make_optimizer(experiment, {"w": "binary"}, 1).init({"w": jnp.ones(3)})
+    assert any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(averages))
+    assert all(jnp.all(jnp.abs(w) == 1) for w in jax.tree.leaves(weights))
 
 
 @pytest.mark.slow

@@ -77,6 +77,8 @@ class Experiment:
     """Augmentation: random shifts by up to this many pixels. 0: none."""
     flip: bool = True
     """Augmentation: mirror half of the training images."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of activations. Parameters, statistics and the arithmetic of BatchNorm are float32."""
     backward: Literal["float32", "bfloat16"] | int = "float32"
     """What gradients of one-bit products are rounded to: nothing, bfloat16, or 2 to 8 bits."""
     seed: int = 0

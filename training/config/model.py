@@ -3,7 +3,7 @@
 `build(image_shape, num_classes, *, rngs, **kernel_options)` draws a network that maps scaled images
 (batch, height, width, channels) to logits (batch, num_classes). `kernel_options` come from the
 optimizer, for the binary layers: none for Bop, a quantizer and an initializer for latent weights.
-With `--backward` they have a `bop_optax.layers.Product`, too.
+With `--backward` they have a `bop_optax.layers.Product`, with `--dtype` a dtype, too.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ value of a schedule by its field's name; it may be traced, as in a vmapped sweep
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import jax
 import optax
@@ -64,6 +64,8 @@ class Bop:
     """Adaptivity rate γ in (0, 1]: share of the new gradient in the moving average."""
     threshold: ScheduleField = Schedule(1e-8)
     """Threshold τ ≥ 0, in units of the gradient: a weaker average flips nothing."""
+    ema_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the moving average; bfloat16 is rounded stochastically."""
     kernel_options: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self):
@@ -73,7 +75,12 @@ class Bop:
 
     def build(self, *steps: int, **initial: Any) -> optax.GradientTransformation:
         """Returns `bop_optax.bop`."""
-        return bop_optax.bop(**schedules(self, *steps, **initial))
+        rounding_key = 0 if self.ema_dtype == "bfloat16" else None
+        return bop_optax.bop(
+            **schedules(self, *steps, **initial),
+            ema_dtype=self.ema_dtype,
+            rounding_key=rounding_key,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""What incoming gradients of few bits cost in accuracy, over seeds.
+"""What reduced precision costs in accuracy, over seeds.
 
-    python -m experiments.rounding --preset digits-bop
+    python -m experiments.precision --preset digits-bop
 
-trains a preset with each `--backward` of train.py and each seed. The records are in
-FOLDER/results/PRESET/BACKWARD. A command that was stopped goes on where it was. The last line on
+trains a preset with each of the settings below and each seed. The records are in
+FOLDER/results/PRESET/SETTING. A command that was stopped goes on where it was. The last line on
 standard output is a JSON object with the mean test accuracies.
 """
 
@@ -18,6 +18,7 @@ import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -27,7 +28,17 @@ from training.command import end, prepare_process
 from training.records import read_record, write_json
 from training.run import RunError
 
-ROUNDINGS = ("float32", "bfloat16", "8", "4", "3", "2")
+# Options of train.py that replace those of the preset.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "backward-bfloat16": {"backward": "bfloat16"},
+    "backward-8": {"backward": 8},
+    "backward-4": {"backward": 4},
+    "backward-3": {"backward": 3},
+    "backward-2": {"backward": 2},
+    "dtype-bfloat16": {"dtype": "bfloat16"},
+    "ema-bfloat16": {"optimizer": {"ema_dtype": "bfloat16"}},
+}
 
 
 @dataclass(frozen=True)
@@ -36,34 +47,41 @@ class Options:
 
     preset: str = "digits-bop"
     """A preset of train.py."""
-    roundings: tuple[str, ...] = ROUNDINGS
-    """Values of --backward of train.py."""
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    """Settings to compare."""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Seeds of the runs."""
-    folder: Path = Path("runs", "rounding")
+    folder: Path = Path("runs", "precision")
     """Folder of the runs and of their records."""
     data_dir: Path | None = None
     """TFDS directory of CIFAR-10. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
 
 def accuracies(options: Options, interrupt: Interrupt) -> dict[str, list[float]]:
-    """Trains the networks that are not trained yet; returns the accuracies of each rounding.
+    """Trains the networks that are not trained yet; returns the accuracies of each setting.
 
     Raises:
-        ValueError: for an unknown preset or rounding.
+        ValueError: for an unknown preset or setting.
         Stopped, RunError: as `train.train`.
     """
     if options.preset not in PRESETS:
         raise ValueError(f"unknown preset {options.preset}: choose from {', '.join(PRESETS)}")
+    unknown = set(options.settings) - set(SETTINGS)
+    if unknown:
+        raise ValueError(
+            f"unknown settings {', '.join(unknown)}: choose from {', '.join(SETTINGS)}"
+        )
     _, preset = PRESETS[options.preset]
     data = preset.data
     if options.data_dir is not None:
         data = replace(data, data_dir=options.data_dir)
     reached: dict[str, list[float]] = {}
     for seed in options.seeds:
-        for name in options.roundings:
-            backward = int(name) if name.isdecimal() else name
-            experiment = replace(preset, data=data, backward=backward, seed=seed)
+        for name in options.settings:
+            changes = dict(SETTINGS[name])
+            if "optimizer" in changes:
+                changes["optimizer"] = replace(preset.optimizer, **changes["optimizer"])
+            experiment = replace(preset, data=data, seed=seed, **changes)
             place = Path(options.preset, name, f"seed{seed}")
             run = (options.folder / place).absolute()
             run.parent.mkdir(parents=True, exist_ok=True)
@@ -79,13 +97,13 @@ def accuracies(options: Options, interrupt: Interrupt) -> dict[str, list[float]]
 def main() -> None:
     """Trains the runs that the command line describes."""
     prepare_process()
-    options = tyro.cli(Options, prog="python -m experiments.rounding", description=__doc__)
+    options = tyro.cli(Options, prog="python -m experiments.precision", description=__doc__)
     try:
         reached = accuracies(options, INTERRUPT)
     except (ValueError, OSError, RunError) as error:
-        sys.exit(f"experiments.rounding: {error}")
+        sys.exit(f"experiments.precision: {error}")
     except Stopped as stopped:
-        end("experiments.rounding", stopped, options.folder)
+        end("experiments.precision", stopped, options.folder)
     print(json.dumps({name: statistics.fmean(values) for name, values in reached.items()}))
 
 
