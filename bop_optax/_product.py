@@ -31,6 +31,8 @@ from bop_optax._popcount import (
 
 # A sum over fewer entries than this does not fill the words that `bit_matmul` unrolls.
 LEAST_SUMMANDS = 512
+# Few bits are spread over values up to so many root mean squares for each level of the bits.
+OUTLIER = 1.5
 LOG = logging.getLogger("bop_optax.product")
 
 
@@ -43,9 +45,10 @@ class Product:
             "auto": popcount on CPUs, float elsewhere and for grouped convolutions. All give the
             same numbers to the bit, as long as a sum has fewer than 2²⁴ terms.
         backward: what the incoming gradient is rounded to. "float32": nothing is rounded.
-            "bfloat16": to 8 significant bits. An integer from 2 to 8: to so many bits for the
-            largest absolute value of the tensor, at random and without bias; zeros stay zeros. The
-            draw depends on the gradient's values alone, so equal steps round equally.
+            "bfloat16": to 8 significant bits. An integer k from 2 to 8: to k bits for the largest
+            absolute value of the tensor, at random and without bias; zeros stay zeros. Values
+            beyond 1.5 · 2^(k − 1) root mean squares are clipped. The draw depends on the gradient's
+            values alone, so equal steps round equally.
 
     Raises:
         ValueError: for other values.
@@ -250,10 +253,10 @@ def _(primals, tangents):
 
 
 def _round_to_bits(g: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    """Rounds to integers of at most 2^(bits − 1) − 1 at random, without bias.
+    """Rounds to integers of at most 2^(bits − 1) − 1 at random, without bias but for outliers.
 
-    The randomness is a hash of each entry's position and of the largest absolute value, which is
-    another one at every step.
+    The randomness is a hash of each entry's position and of the largest value, which is another one
+    at every step.
 
     Returns:
         int8 of the shape of `g`, and the scalar that they are to be multiplied by, in the dtype of
@@ -261,9 +264,10 @@ def _round_to_bits(g: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     """
     levels, dtype = 2 ** (bits - 1) - 1, g.dtype
     g = g.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(g))
+    rms = jnp.sqrt(jnp.mean(jnp.square(g)))
+    largest = jnp.minimum(jnp.max(jnp.abs(g)), OUTLIER * 2 ** (bits - 1) * rms)
     words = lax.bitcast_convert_type(largest, jnp.uint32)
     seeds = jnp.stack([words, words * np.uint32(0x9E3779B9)])
     uniform = (noise(g.shape, seeds) >> 8).astype(jnp.float32) * np.float32(2**-24)  # in [0, 1)
-    steps = g * jnp.where(largest > 0, levels / largest, 0.0)
+    steps = jnp.clip(g * jnp.where(largest > 0, levels / largest, 0.0), -levels, levels)
     return jnp.floor(steps + uniform).astype(jnp.int8), (largest / levels).astype(dtype)

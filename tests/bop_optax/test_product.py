@@ -274,6 +274,15 @@ def test_rounding_is_unbiased(bits):
     assert np.std(error) > 0
 
 
+def test_outliers_are_clipped():
+    g = jnp.append(normal(999) / 10, 100.0)
+    for bits in (2, 4, 8):
+        integers, scale = _round_to_bits(g, bits)
+        bound = min(100.0, 1.5 * 2 ** (bits - 1) * float(jnp.sqrt(jnp.mean(g**2))))
+        np.testing.assert_allclose(float(integers[-1]) * float(scale), bound, rtol=1e-6)
+        assert (bound < 100) == (bits < 8)
+
+
 def test_rounding_keeps_zeros_and_shows_nan():
     g = jnp.zeros((5, 7))
     integers, scale = _round_to_bits(g, 4)
