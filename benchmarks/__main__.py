@@ -96,7 +96,7 @@ def write_record(cases: Iterator[dict[str, Any]], command: str, out: Path) -> No
     print(table.markdown([]), end="", flush=True)
     for case in cases:
         record["cases"].append(case)
-        print(table.line(table.cells(case)), end="", flush=True)
+        print(*map(table.line, table.rows(case)), sep="", end="", flush=True)
         for name, error in failures(case):
             print(f"{name} is missing: {error}", file=sys.stderr)
         write_json(path, record)

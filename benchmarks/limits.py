@@ -54,21 +54,42 @@ def _median_time(function: Callable[[], Any], repeats: int = 5) -> float:
     return statistics.median(times)
 
 
-def stream(weights: int, leaves: int = 1) -> Job:
-    """Reads three arrays and writes two, as Bop does with weights, averages and gradients."""
-    del leaves
-    update = jax.jit(lambda w, m, g: (w + g, m - g), donate_argnums=(0, 1))
-    w, m, g = (jnp.full(weights, value, jnp.float32) for value in (1, 0, 0))
+def stream(weights: int, splits: tuple[int, ...] = (1, 10, 30, 100)) -> Job:
+    """Adds one array to another: how fast the machine could move the numbers of a step of Bop.
+
+    Bop reads weight, average and gradient and writes weight and average: five numbers a weight. The
+    addition reads two and writes one.
+
+    Args:
+        weights: number of weights.
+        splits: numbers of pieces of the arrays; the fastest is used.
+    """
+    additions = {split: _addition(weights, split) for split in splits}
+    times = {split: _median_time(additions[split]) for split in splits}
+    split = min(splits, key=lambda split: times[split])
 
     def run(steps: int) -> dict[str, Any]:
-        nonlocal w, m
         for _ in range(steps):
-            w, m = update(w, m, g)
-        jax.block_until_ready(m)
+            jax.block_until_ready(additions[split]())
         return {}
 
-    traffic = 5 * 4e-9 * weights
-    return Job(run, facts={"rate": "GB/s", "amount": traffic, "needed": traffic})
+    amount, needed = (numbers * 4e-9 * weights for numbers in (3, 5))
+    return Job(run, facts={"rate": "GB/s", "amount": amount, "needed": needed, "pieces": split})
+
+
+def _addition(number: int, split: int) -> Callable[[], Any]:
+    """Adds arrays in place."""
+    add = jax.jit(lambda x, y: jax.tree.map(jnp.add, x, y), donate_argnums=0)
+    x, y = (
+        [jnp.full(number // split, value, jnp.float32) for _ in range(split)] for value in (1, 0)
+    )
+
+    def run() -> Any:
+        nonlocal x
+        x = add(x, y)
+        return x
+
+    return run
 
 
 def product_flops(jaxpr: Any) -> int:

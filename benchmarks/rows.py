@@ -138,7 +138,7 @@ def optimizer(weights: int = WEIGHTS) -> list[Case]:
             Contestant("ours", "bop", "ours", "optimizer", {"name": "bop", **options}),
             Contestant("peer", "optax.adam", "ours", "optimizer", {"name": "adam", **options}),
             *larq("optimizer", **options),
-            limit("memory stream", "stream", **options),
+            limit("memory stream", "stream", weights=weights),
         ]
         arrays = "1 array" if leaves == 1 else f"{leaves} arrays"
         title = f"optimizer step, {weights / 1e6:.3g} M weights in {arrays}"

@@ -1,31 +1,32 @@
 """The table of a record, in Markdown: medians, and ratios within the rounds of one run."""
 
+import itertools
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-COLUMNS = ("what", "ours", "peers", "limit", "ours ÷ best peer", "ours ÷ limit")
+COLUMNS = ("what", "who", "measured", "× best peer", "× limit")
 
 
-def cells(case: Mapping[str, Any]) -> tuple[str, ...]:
-    """One line of the table.
+def rows(case: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The lines of a case, one for each contestant: ours, then peers, then limits.
 
     A ratio above 1 means faster, or smaller. It is the median over the rounds, in each of which
     the contestants took turns.
     """
-    sides: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": [], "limit": []}
-    for contestant in case["contestants"]:
-        sides[contestant["side"]].append(contestant)
-    measured = {side: [c for c in own if costs(case, c)] for side, own in sides.items()}
-    ratios = []
+    best: dict[str, Mapping[str, Any] | None] = {}
     for side in ("peer", "limit"):
-        best = min(measured[side], key=lambda c: statistics.median(costs(case, c)), default=None)
-        if best is None:
-            ratios.append("")
-        else:
-            ratios.append(", ".join(ratio(case, best, c) for c in measured["ours"]))
-    shown = [", ".join(show(case, c) for c in own) for own in sides.values()]
-    return (case["title"], *shown, *ratios)
+        own = [c for c in case["contestants"] if c["side"] == side and costs(case, c)]
+        best[side] = min(own, key=lambda c: statistics.median(costs(case, c)), default=None)
+    lines, title = [], case["title"]
+    for side in ("ours", "peer", "limit"):
+        for contestant in (c for c in case["contestants"] if c["side"] == side):
+            compared = [best[other] if other != side else None for other in ("peer", "limit")]
+            known = costs(case, contestant) and side != "limit"
+            ratios = [ratio(case, o, contestant) if o and known else "" for o in compared]
+            lines.append((title, contestant["name"], show(case, contestant), *ratios))
+            title = ""
+    return lines
 
 
 def costs(case: Mapping[str, Any], contestant: Mapping[str, Any]) -> list[float]:
@@ -45,22 +46,22 @@ def ratio(case: Mapping[str, Any], other: Mapping[str, Any], own: Mapping[str, A
 
 
 def show(case: Mapping[str, Any], contestant: Mapping[str, Any]) -> str:
-    """The name and the median of one contestant."""
-    name, own = contestant["name"], costs(case, contestant)
+    """The median of one contestant."""
+    own = costs(case, contestant)
     accuracies = [accuracy(r) for r in contestant["results"] if accuracy(r)]
     mean = f"{100 * statistics.mean(accuracies):.1f} %" if accuracies else ""
     if case["unit"] == "%":
-        return f"{name} {mean or 'missing'}"
+        return mean or "missing"
     if not own:
-        return f"{name} missing"
+        return "missing"
     cost = statistics.median(own)
     number = {
         "ms": 1e3 * cost,
         "s": cost,
-        "images/s": case["images"] / cost,
+        "images/s": case.get("images", 0) / cost,
         "MiB": cost,
     }[case["unit"]]
-    text = f"{name} {significant(number)} {case['unit']}"
+    text = f"{significant(number)} {case['unit']}"
     notes = []
     if "needed" in contestant["facts"]:
         facts = contestant["facts"]
@@ -87,4 +88,44 @@ def line(row: Iterable[str]) -> str:
 
 def markdown(cases: Iterable[Mapping[str, Any]]) -> str:
     """The whole table."""
-    return "".join(map(line, [COLUMNS, ("---",) * len(COLUMNS), *map(cells, cases)]))
+    lines = itertools.chain.from_iterable(map(rows, cases))
+    return "".join(map(line, [COLUMNS, ("---",) * len(COLUMNS), *lines]))
+
+
+# ---- Several records -----------------------------------------------------------------------------
+
+
+def newest_cases(records: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
+    """The newest case of each title, with its record.
+
+    All are of the machine of the newest record: times of two machines do not compare.
+    """
+    records = sorted(records, key=lambda record: record["date"])
+    keys = ("cpu", "instructions", "cores")
+    here = [r for r in records if all(r["machine"][k] == records[-1]["machine"][k] for k in keys)]
+    return list({case["title"]: (case, r) for r in here for case in r["cases"]}.values())
+
+
+def page_block(records: Sequence[Mapping[str, Any]]) -> str:
+    """The table of several records, and what they were measured on; empty without a record."""
+    if not records:
+        return ""
+    cases = newest_cases(records)
+    used = {record["date"]: record for _, record in cases}
+    newest = used[max(used)]
+    machine, versions = newest["machine"], dict(newest["versions"])
+    for packages in newest["peers"].values():
+        versions |= packages
+    commits = dict.fromkeys(
+        f"{str(record['git_commit'])[:8]}{' with changes' * bool(record['git_dirty'])}"
+        for record in used.values()
+    )
+    commands = dict.fromkeys(f"`{record['command']}`" for record in used.values())
+    lines = [
+        f"- Processor: {machine['cpu']}, {machine['cores']} cores, "
+        f"{', '.join(machine['instructions'])}.",
+        f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.",
+        f"- Commits: {', '.join(commits)}.",
+        f"- Commands: {', '.join(commands)}.",
+    ]
+    return "\n".join([*lines, "", markdown(case for case, _ in cases)])

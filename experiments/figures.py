@@ -122,6 +122,33 @@ def plot_flips(
     figure.savefig(path, dpi=150)
 
 
+def plot_race(race: dict[str, Any], path: Path) -> None:
+    """Draws the test accuracy of each contestant of a race by the time since its start.
+
+    Args:
+        race: the case of a record of `python -m benchmarks race`.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes: Any = figure.subplots()
+    for contestant in race["contestants"]:
+        if curve := contestant["facts"].get("curve"):
+            setting = "width {width}, batch {batch_size}, γ {gamma:g}".format(
+                **contestant["facts"]["setting"]
+            )
+            minutes = [point["seconds"] / 60 for point in curve]
+            accuracies = [100 * point["accuracy"] for point in curve]
+            label = f"{contestant['name']} ({setting}): {max(accuracies):.1f} %"
+            axes.plot(minutes, accuracies, marker="o", ms=3, label=label)
+    axes.set_xlabel("minutes")
+    axes.set_ylabel("test accuracy (%)")
+    axes.legend(loc="lower right", fontsize="small")
+    _finish(axes)
+    figure.savefig(path, dpi=150)
+
+
 def _initial(record: dict[str, Any], name: str) -> float:
     """The first value of γ or τ of a record's optimizer."""
     return Schedule.parse(record["config"]["optimizer"][name]).initial

@@ -8,7 +8,8 @@ comparison/METHOD/*.json          the same, of experiments.compare
 comparison/search.json            a list: the points of its search
 sweep.json                        a list: records.json of experiments.sweep
 latent_weights/NAME/*.json        latent_weights.json of experiments.latent_weights
-benchmarks/{memory,pipeline}/     the records of benchmarks/
+benchmarks/{memory,pipeline}/     the records of two modules of benchmarks/
+benchmarks/runs/                  the records of python -m benchmarks
 sample/                           runs on a sample of a data set, which no table shows
 """
 
@@ -18,17 +19,20 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from experiments.figures import plot_comparison, plot_flips, plot_sweep
+from benchmarks import table as side_by_side
+from experiments.figures import plot_comparison, plot_flips, plot_race, plot_sweep
 from experiments.methods import METHODS, Grid, at_point, grid_size
 from experiments.presets import PRESETS
 from experiments.records import Result, check_alike, describe, device, load, read, task
 
 ROOT = Path(__file__).parents[1]
+RACE = "\n![Test accuracy by minutes of each contestant](../experiments/results/race.png)\n"
 MEMORY = ("network", "batch", "weights and optimizer", "one training step", "compiled for")
 PIPELINE = ("part", "images/s", "")
 RUNS = ("command", "experiment", "test accuracy here", "seeds", "epochs", "seconds", "device")
@@ -89,6 +93,7 @@ def tables(folder: Path) -> dict[str, str]:
         "latent weights": latent_table(latent),
         "memory": benchmark_table(folder / "benchmarks/memory", MEMORY, memory_rows),
         "pipeline": benchmark_table(folder / "benchmarks/pipeline", PIPELINE, pipeline_rows),
+        "benchmarks": benchmark_page(folder / "benchmarks/runs"),
     }
 
 
@@ -202,14 +207,41 @@ def summary_table(
 def benchmark_table(
     folder: Path, columns: Sequence[str], rows: Callable[[dict[str, Any]], list[Sequence[Any]]]
 ) -> str:
-    """The rows of each record of a benchmark; ValueError names a file that is no such record."""
-    of_all = []
+    """The rows of each record of a benchmark."""
+    return markdown(columns, chain.from_iterable(read_benchmarks(folder, rows)))
+
+
+def read_benchmarks(folder: Path, read: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    """What `read` takes from each record of a benchmark.
+
+    Raises:
+        ValueError: for a file that is no such record; it names the file.
+    """
+    results = []
     for path in sorted(folder.glob("*.json")):
         try:
-            of_all += rows(json.loads(path.read_text()))
+            results.append(read(json.loads(path.read_text())))
         except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"{path} is no record of a benchmark ({error!r})") from error
-    return markdown(columns, of_all)
+    return results
+
+
+def checked(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of `python -m benchmarks` that the page can show."""
+    side_by_side.page_block([record])
+    return record
+
+
+def benchmark_page(folder: Path) -> str:
+    """The newest cases of `python -m benchmarks`, and the figure of its race if there is one."""
+    records = read_benchmarks(folder, checked)
+    return side_by_side.page_block(records) + (RACE if find_race(records) else "")
+
+
+def find_race(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The newest race."""
+    cases = side_by_side.newest_cases(records) if records else []
+    return next((case for case, _ in cases if case["unit"] == "%"), None)
 
 
 def memory_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
@@ -278,6 +310,8 @@ def draw(results: Path) -> None:
     if curves := {n: [r.record["metrics"] for r in methods[n]] for n in METHODS if n in methods}:
         dashed = [name for name in curves if name.endswith("-linear")]
         plot_flips(curves, results / "flips-small.png", dashed)
+    if race := find_race(read_benchmarks(results / "benchmarks/runs", checked)):
+        plot_race(race, results / "race.png")
 
 
 def main(results: Path = ROOT / "experiments" / "results", root: Path = ROOT) -> None:

@@ -244,7 +244,7 @@ ZEROS = '{"one_core": {"read": [0.0], "decode": [0.0], "decode_crop": [0.0]}}'
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"bytes": {"a net": 3}}', ZEROS, "[" * 10**5])
-@pytest.mark.parametrize("benchmark", ["memory", "pipeline"])
+@pytest.mark.parametrize("benchmark", ["memory", "pipeline", "runs"])
 def test_malformed_benchmarks(benchmark, text, tmp_path):
     shutil.copytree(SEED.parent, tmp_path / "runs" / "digits-bop")
     path = tmp_path / "benchmarks" / benchmark / "cpu.json"
@@ -252,6 +252,35 @@ def test_malformed_benchmarks(benchmark, text, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=r"cpu.json is no record of a benchmark"):
         report.tables(tmp_path)
+
+
+def race_record() -> dict[str, Any]:
+    """A record of `python -m benchmarks race` in which one contestant failed."""
+    setting = {"width": 64, "batch_size": 100, "gamma": 1e-3}
+    curve = [{"seconds": 60.0 * i, "accuracy": 0.1 * i, "loss": 1.0} for i in (1, 3, 2)]
+    ours = {"side": "ours", "name": "float32", "seconds": [], "results": [{"accuracy": 0.3}]}
+    ours |= {"facts": {"setting": setting, "curve": curve}, "error": None}
+    larq = {"side": "peer", "name": "Larq", "seconds": [], "results": [], "facts": {}}
+    contestants = [ours, larq | {"error": "no wheel"}]
+    known = json.loads(SEED.read_text())
+    return {
+        "date": "2026-11-24T00:00:00Z",
+        "command": "python -m benchmarks race",
+        "machine": {"cpu": "A CPU", "instructions": ["avx2"], "cores": 2},
+        "peers": {"larq": {"larq": "0.14.0"}},
+        "cases": [{"title": "a race", "unit": "%", "contestants": contestants}],
+        **{key: known[key] for key in ("versions", "git_commit", "git_dirty")},
+    }
+
+
+def test_a_race_has_a_row_and_a_figure(tmp_path):
+    assert report.benchmark_page(tmp_path) == ""  # no record, no block
+    write(tmp_path / "benchmarks" / "runs" / "1.json", race_record())
+    block = report.benchmark_page(tmp_path / "benchmarks" / "runs")
+    assert "| a race | float32 | 30.0 % |  |  |\n|  | Larq | missing |  |  |\n" in block
+    assert block.endswith("(../experiments/results/race.png)\n")
+    report.draw(tmp_path)
+    assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
 
 
 # ---- Pages and figures ---------------------------------------------------------------------------
