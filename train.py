@@ -44,6 +44,7 @@ from training.network import (
     Network,
     TrainState,
     check_finite,
+    compiled,
     count_parameters,
     device_mesh,
     epoch_means,
@@ -84,7 +85,7 @@ def run(
     network = make_network(experiment, data)
     optimizer = make_optimizer(experiment, network.labels, source.steps_per_epoch)
     step = compile_steps(make_train_step(experiment, network, source), source.stacked)
-    count, eval_state = jax.jit(make_count_correct(network)), jax.jit(network.eval_state)
+    count, prepare = compiled(make_count_correct(network)), compiled(network.eval_state)
     key = jax.random.key(experiment.seed)
     with Run(experiment, config, preset, data) as folder:
         binary, real = count_parameters(network)
@@ -96,7 +97,7 @@ def run(
             folder,
             on_every_device(draw(np.uint32(experiment.seed)), mesh),
             lambda state, batch: step(state, batch, key, {}),
-            lambda state: evaluate(count, eval_state(state), source.evaluation(), source.in_flight),
+            lambda state: evaluate(count, prepare(state), source.evaluation(), source.in_flight),
             interrupt,
         )
         weights = nnx.merge_state(state.params, state.batch_stats)
@@ -169,16 +170,15 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
 
 
 def compile_steps(train_step: Callable[..., Any], stacked: bool) -> Callable[..., Any]:
-    """Compiles the step for one batch, or for a stack of batches, which it scans.
+    """Compiles the step, which reuses the state's buffers, for one batch, or to scan a stack.
 
     XLA runs convolutions many times slower inside a loop on a CPU: there, each batch is one call.
-    The buffers of the state are reused.
     """
 
     def train_steps(state: Any, batches: Batch, *rest: Any) -> tuple[Any, jax.Array]:
         return jax.lax.scan(lambda state, batch: train_step(state, batch, *rest), state, batches)
 
-    return jax.jit(train_steps if stacked else train_step, donate_argnums=0)
+    return compiled(train_steps if stacked else train_step, donate_argnums=0)
 
 
 def make_count_correct(network: Network) -> Callable[[nnx.State, Batch], jax.Array]:

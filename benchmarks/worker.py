@@ -23,6 +23,7 @@ from training.data import Batch
 from training.network import (
     TrainState,
     binary_layers,
+    compiled,
     device_mesh,
     first_state,
     make_network,
@@ -35,12 +36,10 @@ class Variant(NamedTuple):
 
     Attributes:
         change: experiment → the experiment of this variant.
-        compiler_options: XLA's, for the step and the evaluation.
         packed: whether it is evaluated on packed kernels; None: as train.py does.
     """
 
     change: Callable[[Experiment], Experiment] = lambda experiment: experiment
-    compiler_options: dict[str, Any] | None = None
     packed: bool | None = None
 
 
@@ -58,15 +57,14 @@ def backward(rounding: Any) -> Callable[[Experiment], Experiment]:
     return lambda experiment: replace(experiment, backward=rounding)
 
 
-WIDE: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
 VARIANTS = {
     "float32": Variant(
         lambda experiment: replace(experiment, model=FloatProducts(experiment.model)), packed=False
     ),
     "popcount": Variant(),
-    "popcount, 512-bit vectors": Variant(compiler_options=WIDE),
-    "popcount, 8-bit gradients": Variant(backward(8), WIDE),
-    "popcount, 4-bit gradients": Variant(backward(4), WIDE),
+    "popcount, bfloat16 gradients": Variant(backward("bfloat16")),
+    "popcount, 8-bit gradients": Variant(backward(8)),
+    "popcount, 4-bit gradients": Variant(backward(4)),
 }
 
 
@@ -81,7 +79,7 @@ class Training:
     """
 
     def __init__(self, variant: str, experiment: dict[str, Any], data: Any = None):
-        change, options, packed = VARIANTS[variant]
+        change, packed = VARIANTS[variant]
         self.experiment = change(from_json(experiment))
         self.data = data or self.experiment.data.load()
         steps = getattr(self.data, "num_train", 10**5) // self.experiment.batch_size
@@ -89,10 +87,9 @@ class Training:
         self.optimizer = train.make_optimizer(self.experiment, self.network.labels, steps)
         source = SimpleNamespace(steps_per_epoch=steps)
         self.plain_step = train.make_train_step(self.experiment, self.network, source)
-        self.compile: Any = lambda f, **rest: jax.jit(f, compiler_options=options, **rest)
-        self.step = self.compile(self.plain_step, donate_argnums=0)
-        self.eval_state = self.compile(self.network.eval_state)
-        self.count = self.compile(train.make_count_correct(self.network))
+        self.step = compiled(self.plain_step, donate_argnums=0)
+        self.eval_state = compiled(self.network.eval_state)
+        self.count = compiled(train.make_count_correct(self.network))
 
     def first_state(self, seed: Any) -> TrainState:
         """Draws the weights of a seed."""
@@ -156,7 +153,7 @@ def sweep(networks: int, **options: Any) -> Job:
     """Training steps of several networks in one program, as in experiments.sweep --vmap."""
     training = OneBatch(**options)
     vmapped = jax.vmap(training.plain_step, in_axes=(0, None, None, None))
-    step = training.compile(vmapped, donate_argnums=0)
+    step = compiled(vmapped, donate_argnums=0)
     states = jax.jit(jax.vmap(training.first_state))(np.arange(networks, dtype=np.uint32))
     _, *rest = training.arguments()
 
@@ -187,8 +184,8 @@ def evaluate(**options: Any) -> Job:
 def memory(part: str, **options: Any) -> Job:
     """The MiB of a step's temporaries or arguments, by the compiled program; nothing runs."""
     training = OneBatch(**options)
-    compiled = training.step.lower(*jax.eval_shape(training.arguments)).compile()
-    analysis = compiled.memory_analysis()
+    program = training.step.lower(*jax.eval_shape(training.arguments)).compile()
+    analysis = program.memory_analysis()
     size = {
         "temporaries": analysis.temp_size_in_bytes,
         "arguments": analysis.argument_size_in_bytes,

@@ -38,7 +38,14 @@ from experiments.presets import DEFAULT_PRESET, PRESETS
 from training import command
 from training.config import Experiment, ImageNet, RunConfig, to_json
 from training.data import Batch
-from training.network import TrainState, device_mesh, first_state, make_network, on_every_device
+from training.network import (
+    TrainState,
+    compiled,
+    device_mesh,
+    first_state,
+    make_network,
+    on_every_device,
+)
 from training.records import result_record, write_json
 from training.run import Run, RunError, new_folder
 
@@ -147,8 +154,8 @@ def make_program(sweep: Sweep, data: Any) -> Program:
         mesh,
         jax.vmap(partial(first_state, network, optimizer)),
         train.compile_steps(steps, source.stacked),
-        jax.jit(jax.vmap(network.eval_state)),
-        jax.jit(jax.vmap(train.make_count_correct(network), in_axes=(0, None))),
+        compiled(jax.vmap(network.eval_state)),
+        compiled(jax.vmap(train.make_count_correct(network), in_axes=(0, None))),
     )
 
 

@@ -24,6 +24,15 @@ def instructions(entries: dict[str, str]) -> str:
     return entries.get("flags") or entries.get("Features") or ""
 
 
+def compiler_options() -> dict[str, int]:
+    """Options of XLA for this processor: 512-bit vectors if it can count their bits.
+
+    XLA prefers 256 bits otherwise.
+    """
+    wide = "avx512_vpopcntdq" in instructions(processor()).split()
+    return {"xla_cpu_prefer_vector_width": 512} if wide else {}
+
+
 def cores() -> int:
     """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -17,6 +17,7 @@ from bop_optax.packing import pack
 from training.config import Experiment
 from training.data.augment import scale
 from training.interrupt import Stopped
+from training.machine import compiler_options
 
 
 class TrainState(NamedTuple):
@@ -115,6 +116,13 @@ def first_state(network: Network, optimizer: optax.GradientTransformation, seed:
     zero = jnp.zeros([]), jnp.zeros([], jnp.int32)
     sums = jax.tree.map(jnp.zeros_like, step_metrics(*zero, params, params, network.labels))
     return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params), sums)
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit`, on CPUs with the compiler's options for this processor."""
+    if jax.default_backend() == "cpu":
+        options["compiler_options"] = compiler_options()
+    return jax.jit(function, **options)
 
 
 def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:
