@@ -7,6 +7,7 @@ runs/NAME/*.json                  result.json of train.py, one file for each see
 comparison/METHOD/*.json          the same, of experiments.compare
 comparison/search.json            a list: the points of its search
 sweep.json                        a list: records.json of experiments.sweep
+precision/PRESET/SETTING/*.json   the same, of experiments.precision
 latent_weights/NAME/*.json        latent_weights.json of experiments.latent_weights
 benchmarks/{memory,pipeline}/     the records of two modules of benchmarks/
 benchmarks/runs/                  the records of python -m benchmarks
@@ -28,6 +29,7 @@ import tyro
 from benchmarks import table as side_by_side
 from experiments.figures import plot_comparison, plot_flips, plot_race, plot_sweep
 from experiments.methods import METHODS, Grid, at_point, grid_size
+from experiments.precision import SETTINGS
 from experiments.presets import PRESETS
 from experiments.records import Result, check_alike, describe, device, load, read, task
 
@@ -93,6 +95,7 @@ def tables(folder: Path) -> dict[str, str]:
         "latent weights": latent_table(latent),
         "memory": benchmark_table(folder / "benchmarks/memory", MEMORY, memory_rows),
         "pipeline": benchmark_table(folder / "benchmarks/pipeline", PIPELINE, pipeline_rows),
+        "precision": precision_table({p: load(folder / "precision" / p) for p in PRESETS}),
         "benchmarks": benchmark_page(folder / "benchmarks/runs"),
     }
 
@@ -199,6 +202,19 @@ def summary_table(
         cells = ("Adam, evaluated with latent weights", claim, here, "", "", f"`{command} RUN`")
         rows.append((task(runs[0].experiment), *cells))
     return markdown(SUMMARY, rows)
+
+
+def precision_table(settings_of: Mapping[str, Mapping[str, Sequence[Result]]]) -> str:
+    """Accuracies of each preset by the options that reduce precision."""
+    presets = {preset: settings for preset, settings in settings_of.items() if settings}
+    rows = []
+    for name in SETTINGS:
+        found = [settings.get(name, []) for settings in presets.values()]
+        if any(found):
+            flags = next(" ".join(runs[0].flags) for runs in found if runs)
+            cells = (format_accuracy(runs) if runs else "" for runs in found)
+            rows.append((f"`{flags}`" if flags else "none", *cells))
+    return markdown(("option", *presets), rows)
 
 
 # ---- Benchmarks ----------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def first_state(network: Network, optimizer: optax.GradientTransformation, seed:
     return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params), sums)
 
 
-def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit`, on CPUs with the compiler's options for this processor."""
     if jax.default_backend() == "cpu":
         options["compiler_options"] = compiler_options()

@@ -283,6 +283,24 @@ def test_a_race_has_a_row_and_a_figure(tmp_path):
     assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_precision_by_hand(tmp_path):
+    for setting, backward, accuracies in (
+        ("float32", "float32", (0.9, 0.8)),
+        ("backward-4", 4, (0.7,)),
+    ):
+        for seed, accuracy in enumerate(accuracies):
+            experiment = replace(DIGITS, backward=backward, seed=seed)
+            path = tmp_path / setting / f"seed{seed}.json"
+            write(path, make_record(experiment, accuracy, preset="digits-bop"))
+    table = report.precision_table({"digits-bop": report.load(tmp_path), "other": {}})
+    assert table.splitlines() == [
+        "| option | digits-bop |",
+        "| --- | --- |",
+        "| none | 85.00 ± 7.07 % (2) |",
+        "| `--backward 4` | 70.00 % (1) |",
+    ]
+
+
 # ---- Pages and figures ---------------------------------------------------------------------------
 
 
