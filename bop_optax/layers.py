@@ -81,7 +81,7 @@ def rademacher(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.floa
     return jax.random.rademacher(key, tuple(shape), dtype)
 
 
-class BinaryLayer(nnx.Module):
+class _BinaryLayer(nnx.Module):
     """Base of `BinaryLinear` and `BinaryConv`: the kernel, the quantizers, the bias."""
 
     def __init__(
@@ -163,7 +163,7 @@ class BinaryLayer(nnx.Module):
         return y if bias is None else y + bias
 
 
-class BinaryLinear(BinaryLayer):
+class BinaryLinear(_BinaryLayer):
     """A linear layer with a binary kernel: `input_quantizer(x) @ kernel`.
 
     The kernel is a `BinaryParam`, −1 or +1 with equal probability at the start. `bop` trains it and
@@ -236,7 +236,7 @@ class BinaryLinear(BinaryLayer):
         return self._apply(inputs, self.in_features)
 
 
-class BinaryConv(BinaryLayer):
+class BinaryConv(_BinaryLayer):
     """A convolution of any rank with a binary kernel.
 
     The kernel is a `BinaryParam`, −1 or +1 with equal probability at the start. `bop` trains it and

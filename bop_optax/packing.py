@@ -4,12 +4,12 @@ from typing import TypeVar
 
 from flax import nnx
 
-from bop_optax.layers import BinaryLayer
+from bop_optax.layers import BinaryConv, BinaryLinear
 
-Model = TypeVar("Model", bound=nnx.Module)
+_Model = TypeVar("_Model", bound=nnx.Module)
 
 
-def pack(model: Model) -> Model:
+def pack(model: _Model) -> _Model:
     """Packs the binary kernels of a trained model into 32-bit words, for inference.
 
     Every `BinaryLinear` and `BinaryConv` with a kernel of ±α keeps its bits, as a `PackedParam`,
@@ -38,7 +38,7 @@ def pack(model: Model) -> Model:
         Convolutional Neural Networks. ECCV 2016, arXiv:1603.05279, section 3.2.
     """
     packed = nnx.clone(model)
-    for _, module in nnx.iter_graph(packed):
-        if isinstance(module, BinaryLayer) and module.has_binary_kernel():
+    for _, module in nnx.iter_modules(packed):
+        if isinstance(module, BinaryConv | BinaryLinear) and module.has_binary_kernel():
             module.pack_kernel()
     return packed

@@ -10,9 +10,11 @@ from bop_optax import approx_sign, ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, PackedParam, Product
 from bop_optax.packing import pack
 from models.binarynet import BinaryNet
-from models.birealnet import BiRealNet
+from models.birealnet import BiRealBlock
 
-IMAGES = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+NOTHING = {"kernel_quantizer": None, "kernel_init": None, "dtype": None}
+SMALL = {"image_shape": (8, 8, 3), "rngs": nnx.Rngs(0)}
 
 
 def trained(model):
@@ -35,14 +37,16 @@ def logits(model):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda **o: BinaryNet(40, 48, **o),
-        lambda **o: BinaryNet(8, 16, kernel_quantizer=ste_sign, **o),
-        lambda **o: BiRealNet(4, 10, image_shape=(32, 32, 3), small_images=True, **o),
+        lambda **o: BinaryNet(40, 48, stages=1, **SMALL, **o),
+        lambda **o: BinaryNet(8, 16, stages=1, kernel_quantizer=ste_sign, **SMALL, **o),
+        lambda **o: BiRealBlock(
+            3, 6, kernel_quantizer=None, kernel_init=None, dtype=None, rngs=nnx.Rngs(0), **o
+        ),
     ],
-    ids=["BinaryNet", "latent BinaryNet", "Bi-Real Net"],
+    ids=["BinaryNet", "latent BinaryNet", "block of Bi-Real Net"],
 )
 def test_logits_are_the_same_to_the_bit(build, forward):
-    model = trained(build(product=Product(forward), rngs=nnx.Rngs(0)))
+    model = trained(build(product=Product(forward)))
     packed = pack(model)
     np.testing.assert_array_equal(logits(packed), logits(model))
     np.testing.assert_array_equal(logits(pack(packed)), logits(model))
@@ -72,7 +76,7 @@ def test_other_dtypes_and_a_bias():
         40, 8, input_quantizer=approx_sign, use_bias=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
     )
     layer.bias[...] = jnp.linspace(-1, 1, 8)
-    x = jnp.asarray(IMAGES[:, 0, :, 0]).reshape(-1, 8).repeat(5, -1)
+    x = jnp.asarray(IMAGES[:, 0, :, 0]).repeat(5, -1)
     y = pack(layer)(x)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y, layer(x))
@@ -83,7 +87,7 @@ def test_transformations():
     graph, state = nnx.split(layer)
     packed = jax.jit(lambda state: nnx.state(pack(nnx.merge(graph, state))))
     packed_graph = nnx.graphdef(pack(layer))
-    x = jnp.asarray(IMAGES[:, :5, :8, 0]).reshape(3, -1)
+    x = jnp.asarray(IMAGES[:, :5, :, 0]).reshape(3, -1)
     stacked = jax.tree.map(lambda a: jnp.stack([a, -a]), state)
     y = jax.vmap(lambda state: nnx.merge(packed_graph, packed(state))(x))(stacked)
     np.testing.assert_array_equal(y, [layer(x), -layer(x)])

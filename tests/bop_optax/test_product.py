@@ -17,7 +17,6 @@ from bop_optax._product import Product, _round_to_bits, binary_product
 from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, rademacher
 
 rng = np.random.default_rng(0)
-BACKWARD = ["float32", "bfloat16", 2, 4, 8]
 
 
 def signs(*shape):
@@ -136,7 +135,9 @@ def test_one_bit_equals_float(name, channels):
     float_product = partial(binary_product, **options)
     expected, float_vjp = jax.vjp(float_product, x, kernel)
     g = normal(*expected.shape)
-    for forward, backward in itertools.product(("popcount", "float"), BACKWARD):
+    bits = 8 if name in ("linear", "same") else 2 if channels == 1 else 4
+    ways = itertools.product(("popcount", "float"), ("float32", "bfloat16", bits))
+    for forward, backward in ways:
         one_bit = partial(float_product, one_bit=True, product=Product(forward, backward))
         (y, gradients) = jax.jit(lambda x, w, f=one_bit: (f(x, w), jax.vjp(f, x, w)[1](g)))(
             x, kernel

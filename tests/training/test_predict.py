@@ -49,6 +49,7 @@ def test_a_loaded_run_has_the_accuracy_of_the_run(finished):
     assert [words.dtype for words in packed] == [jnp.uint32] * 7
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16(tmp_path):
     bop = replace(TINY.optimizer, ema_dtype="bfloat16")
     experiment = replace(TINY, dtype="bfloat16", optimizer=bop, epochs=1)
