@@ -33,6 +33,18 @@ class Geometry(NamedTuple):
     groups: int
 
 
+def output_sizes(
+    sizes: Sequence[int], window: Sequence[int], geometry: Geometry
+) -> tuple[int, ...]:
+    """The spatial sizes of the output; 0 where the window is larger than the padded input."""
+    return tuple(
+        max(0, (size + low + high - (k - 1) * d - 1) // s + 1)
+        for size, (low, high), k, d, s in zip(
+            sizes, geometry.pads, window, geometry.dilation, geometry.strides, strict=True
+        )
+    )
+
+
 def float_product(
     x: jax.Array, kernel: jax.Array, geometry: Geometry, precision: lax.PrecisionLike = None
 ) -> jax.Array:

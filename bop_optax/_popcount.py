@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bop_optax._bits import bit_matmul, pack, plane_weights, signs, unpack
-from bop_optax._convolution import Geometry, float_product, offsets
+from bop_optax._convolution import Geometry, float_product, offsets, output_sizes
 
 
 def output_scale(kernel: jax.Array) -> jax.Array:
@@ -66,12 +66,7 @@ def popcount_product(words: jax.Array, kernel: PackedKernel, geometry: Geometry)
     """The product of ±1, packed as (batch, *spatial, words) of the bits x < 0, by a kernel."""
     *window, _, out = kernel.words.shape
     pads, dtype = geometry.pads, kernel.scale.dtype
-    sizes = [
-        max(0, (size + low + high - (k - 1) * d - 1) // s + 1)
-        for size, (low, high), k, d, s in zip(
-            words.shape[1:-1], pads, window, geometry.dilation, geometry.strides, strict=True
-        )
-    ]
+    sizes = output_sizes(words.shape[1:-1], window, geometry)
     padded = _pad(words, [(low, high, 0) for low, high in pads])
     under = _under(padded, offsets(window), sizes, geometry.strides, geometry.dilation)
     a = jnp.concatenate([jnp.moveaxis(w, -1, 0).reshape(w.shape[-1], -1) for w in under])
@@ -84,8 +79,9 @@ def popcount_product(words: jax.Array, kernel: PackedKernel, geometry: Geometry)
 
     border = []
     if any(map(any, pads)) and geometry.padding_value != 1:  # padded words count as +1
+        edges = [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
         outside = jnp.zeros((1, *words.shape[1:-1], 1), dtype)
-        outside = jnp.pad(outside, ((0, 0), *pads, (0, 0)), constant_values=1)
+        outside = lax.pad(outside, jnp.ones([], dtype), edges)
         ones = jnp.sum(lax.population_count(kernel.words).astype(jnp.int32), -2, keepdims=True)
         sums = (kernel.features - 2 * ones).astype(dtype)
         inside = geometry._replace(pads=((0, 0),) * len(window))

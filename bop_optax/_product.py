@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bop_optax._bits import pack, signs, unpack
-from bop_optax._convolution import Geometry, float_product, kernel_gradient
+from bop_optax._convolution import Geometry, float_product, kernel_gradient, output_sizes
 from bop_optax._noise import noise
 from bop_optax._popcount import (
     PackedKernel,
@@ -123,7 +123,7 @@ def binary_product(
         (batch, *spatial, out), in the dtype of `x`.
     """
     packed = isinstance(kernel, PackedKernel)
-    window = (kernel.words if packed else kernel).shape[:-2]
+    *window, _, out = (kernel.words if packed else kernel).shape
     strides = tuple(strides or [1] * len(window))
     dilation = tuple(kernel_dilation or [1] * len(window))
     if isinstance(padding, str):
@@ -131,13 +131,15 @@ def binary_product(
         padding = lax.padtype_to_pads(x.shape[1:-1], spans, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)[: len(window)]
     geometry = Geometry(strides, pads, float(padding_value), dilation, feature_group_count)
+    sizes = output_sizes(x.shape[1:-1], window, geometry)
+    one_bit = bool(one_bit and x.size and out and all(sizes))  # else there is nothing to multiply
     popcount = one_bit and _uses_popcount(product, geometry)
     if packed:
         x = _not_differentiable(x)
-        if popcount and x.size and kernel.words.size:
+        if popcount:
             return popcount_product(pack(x < 0)[0], kernel, geometry)
         return float_product(x, kernel.unpack(), geometry, precision)
-    if not (one_bit and x.size and kernel.size):
+    if not one_bit:
         return float_product(x, kernel, geometry, precision)
     LOG.debug(
         "%s by %s: forward %s, backward %s",

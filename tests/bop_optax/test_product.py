@@ -115,6 +115,8 @@ GEOMETRIES = {
     "rank 3, pairs": ((2, 3, 2), (2, 4, 5, 3), {"padding": [(1, 0), (0, 2), (1, 1)]}),
     "one image": ((3, 3), (1, 5, 5), {"padding": "SAME", "strides": (2, 2)}),
     "no image": ((3, 3), (0, 5, 5), {"padding": "SAME"}),
+    "no pixel": ((3, 3), (2, 2, 5), {}),
+    "cropped": ((2, 3), (2, 7, 6), {"padding": [(-1, 2), (1, -2)], "padding_value": -1.0}),
     "groups": ((3, 3), (2, 5, 5), {"padding": "SAME", "feature_group_count": 2}),
     "many pixels": ((3, 3), (3, 15, 15), {"padding": "SAME"}),
 }
