@@ -198,9 +198,10 @@ def needed_products(of: str, **options: Any) -> Job:
     training = OneBatch(variant="float32", **options)
     state, batch, *rest = jax.eval_shape(training.arguments)
     if of == "step":
-        program = jax.make_jaxpr(training.step)(state, batch, *rest)
+        program = jax.make_jaxpr(training.plain_step)(state, batch, *rest)
     else:
-        program = jax.make_jaxpr(training.count)(jax.eval_shape(training.eval_state, state), batch)
+        count = train.make_count_correct(training.network)
+        program = jax.make_jaxpr(count)(jax.eval_shape(training.eval_state, state), batch)
     return matrix_rate(product_flops(program))
 
 

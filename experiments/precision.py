@@ -85,7 +85,7 @@ def accuracies(options: Options, interrupt: Interrupt) -> dict[str, list[float]]
             place = Path(options.preset, name, f"seed{seed}")
             run = (options.folder / place).absolute()
             run.parent.mkdir(parents=True, exist_ok=True)
-            accuracy = run_network(run, f"{options.preset} {name}", experiment, interrupt)
+            accuracy = run_network(run, options.preset, experiment, interrupt)
             reached.setdefault(name, []).append(accuracy)
             _, record = read_record(run / "result.json")
             path = options.folder / "results" / place.with_suffix(".json")
