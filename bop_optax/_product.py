@@ -266,8 +266,9 @@ def _round_to_bits(g: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     """
     levels, dtype = 2 ** (bits - 1) - 1, g.dtype
     g = g.astype(jnp.float32)
-    rms = jnp.sqrt(jnp.mean(jnp.square(g)))
-    largest = jnp.minimum(jnp.max(jnp.abs(g)), OUTLIER * 2 ** (bits - 1) * rms)
+    largest = jnp.max(jnp.abs(g))
+    rms = jnp.sqrt(jnp.mean(jnp.square(g / jnp.where(largest > 0, largest, 1.0))))
+    largest *= jnp.minimum(1.0, OUTLIER * 2 ** (bits - 1) * rms)
     words = lax.bitcast_convert_type(largest, jnp.uint32)
     seeds = jnp.stack([words, words * np.uint32(0x9E3779B9)])
     uniform = (noise(g.shape, seeds) >> 8).astype(jnp.float32) * np.float32(2**-24)  # in [0, 1)

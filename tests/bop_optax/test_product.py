@@ -286,6 +286,12 @@ def test_outliers_are_clipped():
         assert (bound < 100) == (bits < 8)
 
 
+def test_tiny_gradients_are_rounded_too():
+    integers, scale = _round_to_bits(jnp.full(3, 1e-20), 8)
+    np.testing.assert_array_equal(integers, 127)
+    np.testing.assert_allclose(scale, 1e-20 / 127, rtol=1e-6)
+
+
 def test_rounding_keeps_zeros_and_shows_nan():
     g = jnp.zeros((5, 7))
     integers, scale = _round_to_bits(g, 4)
