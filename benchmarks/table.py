@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 COLUMNS = ("what", "who", "measured", "× best peer", "× limit")
+SIDES = ("ours", "peer", "limit")
 
 
 def rows(case: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -18,14 +19,14 @@ def rows(case: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for side in ("peer", "limit"):
         own = [c for c in case["contestants"] if c["side"] == side and costs(case, c)]
         best[side] = min(own, key=lambda c: statistics.median(costs(case, c)), default=None)
-    lines, title = [], case["title"]
-    for side in ("ours", "peer", "limit"):
-        for contestant in (c for c in case["contestants"] if c["side"] == side):
-            compared = [best[other] if other != side else None for other in ("peer", "limit")]
-            known = costs(case, contestant) and side != "limit"
-            ratios = [ratio(case, o, contestant) if o and known else "" for o in compared]
-            lines.append((title, contestant["name"], show(case, contestant), *ratios))
-            title = ""
+    lines = []
+    for contestant in sorted(case["contestants"], key=lambda c: SIDES.index(c["side"])):
+        side = contestant["side"]
+        compared = [best[other] if other != side else None for other in ("peer", "limit")]
+        known = costs(case, contestant) and side != "limit"
+        ratios = [ratio(case, o, contestant) if o and known else "" for o in compared]
+        title = "" if lines else case["title"]
+        lines.append((title, contestant["name"], show(case, contestant), *ratios))
     return lines
 
 

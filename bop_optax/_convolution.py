@@ -84,9 +84,9 @@ def kernel_gradient(
     """The kernel's gradient by matrix products, of packed activations; for strides of 1.
 
     The gradient at offset (i, j) of the window adds up x[h + i, w + j] · g[h, w] =
-    x[h′, w + j] · g[h′ − i, w]. Offsets along the last dimension shift the signs and stack them,
-    the others shift the gradient. So a 3×3 window takes three matrix products of row-major
-    operands, which on a CPU run at twice the rate of XLA's gradient of a convolution.
+    x[h′, w + j] · g[h′ − i, w]. For offsets along the last dimension the signs are shifted and
+    stacked; for the others the gradient is shifted. So a 3×3 window takes three matrix products of
+    row-major operands, which on a CPU run at twice the rate of XLA's gradient of a convolution.
 
     Args:
         words: bits of x < 0, (batch, *spatial, words), uint32.
@@ -106,30 +106,32 @@ def kernel_gradient(
     value, dilation = geometry.padding_value, geometry.dilation
     sum_dtype = jnp.float32 if jnp.dtype(operand_dtype).itemsize < 4 else operand_dtype
     # Rows of padded zeros add nothing: they are left out, except along the last dimension.
-    pads = [p if value or i == len(window) - 1 else (0, 0) for i, p in enumerate(geometry.pads)]
+    rows = geometry.pads[:-1]
+    without = ((0, 0),) * len(rows)
+    padded, left_out = (rows, without) if value else (without, rows)
 
-    def shifts(offset: tuple[int, ...]) -> list[tuple[int, int, int]]:
-        before = [i * d for i, d in zip(offset, dilation, strict=False)]
-        after = [(k - 1) * d - b for b, k, d in zip(before, window, dilation, strict=False)]
-        skipped = [(a[0] - b[0], a[1] - b[1]) for a, b in zip(geometry.pads, pads, strict=True)]
+    def shifted(g: jax.Array, offset: tuple[int, ...]) -> jax.Array:
         edges = [
-            (b - low, a - high, 0)
-            for b, a, (low, high) in zip(before, after, skipped, strict=False)
+            (i * d - low, (k - 1 - i) * d - high, 0)
+            for i, k, d, (low, high) in zip(
+                offset, window[:-1], dilation[:-1], left_out, strict=True
+            )
         ]
-        return [(0, 0, 0), *edges, (0, 0, 0), (0, 0, 0)]
+        edges = [(0, 0, 0), *edges, (0, 0, 0), (0, 0, 0)]
+        return lax.pad(g, jnp.zeros([], g.dtype), edges).reshape(-1, out)
 
     def part(words: jax.Array, g: jax.Array) -> jax.Array:
         x = signs(unpack(jnp.moveaxis(words, -1, 0), features, 0), operand_dtype)
-        edges = [(0, 0, 0), (0, 0, 0), *((low, high, 0) for low, high in pads)]
-        x = lax.pad(x, jnp.asarray(value, operand_dtype), edges)
-        columns_at = [
-            slice(j * dilation[-1], j * dilation[-1] + columns) for j in range(window[-1])
-        ]
-        x = jnp.stack([x[..., at] for at in columns_at])  # (window, in, batch, *spatial)
+        pads = [(low, high, 0) for low, high in (*padded, geometry.pads[-1])]
+        x = lax.pad(x, jnp.asarray(value, operand_dtype), [(0, 0, 0), (0, 0, 0), *pads])
+        starts = range(0, window[-1] * dilation[-1], dilation[-1])
+        x = jnp.stack([x[..., start : start + columns] for start in starts])
         x = x.reshape(window[-1] * features, -1)
-        g, zero = g.astype(operand_dtype), jnp.zeros([], operand_dtype)
-        shifted = (lax.pad(g, zero, shifts(i)).reshape(-1, out) for i in offsets(window[:-1]))
-        products = [jnp.matmul(x, g, preferred_element_type=sum_dtype) for g in shifted]
+        g = g.astype(operand_dtype)
+        products = [
+            jnp.matmul(x, shifted(g, offset), preferred_element_type=sum_dtype)
+            for offset in offsets(window[:-1])
+        ]
         return jnp.stack(products).reshape(shape)
 
     unpacked = window[-1] * features * g.size // out

@@ -54,10 +54,10 @@ def _under(
     """For each offset within a window the entries under it, (batch, *sizes, channels)."""
     slices = [
         tuple(
-            slice(t * d, t * d + (size - 1) * s + 1, s)
-            for t, d, size, s in zip(tap, dilation, sizes, strides, strict=True)
+            slice(i * d, i * d + (size - 1) * s + 1, s)
+            for i, d, size, s in zip(offset, dilation, sizes, strides, strict=True)
         )
-        for tap in at
+        for offset in at
     ]
     return [x[:, *each] for each in slices]
 
@@ -134,19 +134,19 @@ def popcount_kernel_gradient(
 ) -> jax.Array:
     """The kernel's gradient, of packed activations and an integer gradient; packs the batch."""
     *window, features, out = shape
-    taps, sizes = offsets(window), g.shape[1:-1]
+    at, sizes = offsets(window), g.shape[1:-1]
 
     def under(bits: jax.Array) -> jax.Array:  # (batch, *spatial, channels) → (words, rows)
         x = _pad(pack(bits, 0)[0], [(low, high, 0) for low, high in geometry.pads])
-        each = _under(x, taps, sizes, geometry.strides, geometry.dilation)
+        each = _under(x, at, sizes, geometry.strides, geometry.dilation)
         return jnp.concatenate([w.reshape(-1, w.shape[-1]) for w in each], -1)
 
     inside = jnp.ones((*words.shape[:-1], 1), bool)
     a = jnp.concatenate([under(~unpack(words, features)), under(inside)], -1)
     b = pack(g, 0, bits).reshape(bits, -1, out)
     counts = bit_matmul(a[None], b, jnp.bitwise_and)
-    positive = counts[: -len(taps)].reshape(len(taps), features, out)
-    total = counts[-len(taps) :][:, None]  # of the gradients that meet no padding
+    positive = counts[: -len(at)].reshape(len(at), features, out)
+    total = counts[-len(at) :][:, None]  # of the gradients that meet no padding
     gradient = (2 * positive - total).reshape(*window, features, out).astype(jnp.float32)
     if geometry.padding_value == 0:
         return gradient

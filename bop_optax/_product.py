@@ -33,6 +33,11 @@ from bop_optax._popcount import (
 LEAST_SUMMANDS = 512
 # Few bits are spread over values up to so many root mean squares for each level of the bits.
 OUTLIER = 1.5
+SECOND = (
+    "a product of one-bit operands has first derivatives only; for higher ones leave out "
+    "input_quantizer and apply the quantizer before the layer"
+)
+PACKED = "a packed kernel has no gradients: differentiate the model that was packed"
 LOG = logging.getLogger("bop_optax.product")
 
 
@@ -42,8 +47,9 @@ class Product:
 
     Args:
         forward: "popcount": XOR and population count on packed bits. "float": XLA's own product.
-            "auto": popcount on CPUs, float elsewhere and for grouped convolutions. All give the
-            same numbers to the bit, as long as a sum has fewer than 2²⁴ terms.
+            "auto": popcount on CPUs, float elsewhere and for grouped convolutions. For kernels of
+            ±1 all give the same numbers to the bit, as long as a sum has fewer than 2²⁴ terms. For
+            kernels of ±α the float sum may round; popcount rounds once.
         backward: what the incoming gradient is rounded to. "float32": nothing is rounded.
             "bfloat16": to 8 significant bits. An integer k from 2 to 8: to k bits for the largest
             absolute value of the tensor, at random and without bias; zeros stay zeros. Values
@@ -135,7 +141,7 @@ def binary_product(
     one_bit = bool(one_bit and x.size and out and all(sizes))  # else there is nothing to multiply
     popcount = one_bit and _uses_popcount(product, geometry)
     if packed:
-        x = _not_differentiable(x)
+        x = _without_derivative(x, PACKED)
         if popcount:
             return popcount_product(pack(x < 0)[0], kernel, geometry)
         return float_product(x, kernel.unpack(), geometry, precision)
@@ -170,7 +176,7 @@ def _one_bit_product(x: jax.Array, kernel: jax.Array, way: _Way) -> jax.Array:
 def _forward(
     x: jax.Array, kernel: jax.Array, way: _Way
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    x, kernel = _once_differentiable(x), _once_differentiable(kernel)
+    x, kernel = (_without_derivative(operand, SECOND) for operand in (x, kernel))
     words = pack(x < 0)[0]  # the backward pass keeps one bit of each activation
     if way.popcount:
         y = popcount_product(words, pack_kernel(kernel), way.geometry)
@@ -183,7 +189,7 @@ def _backward(
     way: _Way, kept: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     words, kernel = kept
-    g, geometry, bits = _once_differentiable(g), way.geometry, way.backward
+    g, geometry, bits = _without_derivative(g, SECOND), way.geometry, way.backward
     if not isinstance(bits, int):
         operand_dtype = jnp.bfloat16 if bits == "bfloat16" else g.dtype
         g = g.astype(operand_dtype).astype(g.dtype)
@@ -231,27 +237,16 @@ def _float_kernel_gradient(
 _one_bit_product.defvjp(_forward, _backward)
 
 
-@jax.custom_jvp
-def _once_differentiable(x: jax.Array) -> jax.Array:
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _without_derivative(x: jax.Array, message: str) -> jax.Array:
+    """The identity; its derivative raises the message."""
+    del message
     return x
 
 
-@_once_differentiable.defjvp
-def _(primals, tangents):
-    raise NotImplementedError(
-        "a product of one-bit operands has first derivatives only; for higher ones leave out "
-        "input_quantizer and apply the quantizer before the layer"
-    )
-
-
-@jax.custom_jvp
-def _not_differentiable(x: jax.Array) -> jax.Array:
-    return x
-
-
-@_not_differentiable.defjvp
-def _(primals, tangents):
-    raise NotImplementedError("a packed kernel has no gradients: differentiate the model before")
+@_without_derivative.defjvp
+def _(message, primals, tangents):
+    raise NotImplementedError(message)
 
 
 def _round_to_bits(g: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:

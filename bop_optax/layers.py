@@ -108,7 +108,6 @@ class _BinaryLayer(nnx.Module):
                 "has no latent weights; real weights need a kernel_quantizer"
             )
         self.kernel = LatentParam(kernel) if latent else BinaryParam(kernel)
-        self.kernel_features = kernel_shape[-2]
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer
         self.kernel_quantizer = kernel_quantizer
@@ -122,14 +121,15 @@ class _BinaryLayer(nnx.Module):
             return isinstance(self.kernel, BinaryParam | PackedParam)
         return is_one_bit(self.kernel_quantizer)
 
+    def _quantized_kernel(self) -> jax.Array:
+        kernel = self.kernel[...]
+        return kernel if self.kernel_quantizer is None else self.kernel_quantizer(kernel)
+
     def pack_kernel(self) -> None:
         """Replaces the kernel by its bits, a `PackedParam`, and by α of each output."""
         if isinstance(self.kernel, PackedParam):
             return
-        kernel = self.kernel[...]
-        if self.kernel_quantizer is not None:
-            kernel = self.kernel_quantizer(kernel)
-        packed = pack_kernel(kernel)
+        packed = pack_kernel(self._quantized_kernel())
         self.kernel, self.kernel_quantizer = PackedParam(packed.words), None
         self.kernel_scale = nnx.Variable(packed.scale)
 
@@ -143,13 +143,12 @@ class _BinaryLayer(nnx.Module):
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         packed = isinstance(self.kernel, PackedParam)
-        kernel = (self.kernel_scale if packed else self.kernel)[...]
-        if self.kernel_quantizer is not None:
-            kernel = self.kernel_quantizer(kernel)
+        kernel = self.kernel_scale[...] if packed else self._quantized_kernel()
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_dtype((x, kernel, bias), dtype=self.dtype)
         if packed:
-            kernel = PackedKernel(self.kernel[...], kernel, self.kernel_features)
+            groups = options.get("feature_group_count", 1)
+            kernel = PackedKernel(self.kernel[...], kernel, in_features // groups)
         batch, features = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
         y = binary_product(
             x.reshape(-1, *features),

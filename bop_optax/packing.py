@@ -13,9 +13,8 @@ def pack(model: _Model) -> _Model:
     """Packs the binary kernels of a trained model into 32-bit words, for inference.
 
     Every `BinaryLinear` and `BinaryConv` with a kernel of ±α keeps its bits, as a `PackedParam`,
-    and α of each output. Outputs are those of `model`, to the bit. Where both operands of a product
-    are one bit, a CPU multiplies the words; elsewhere the kernel is unpacked for each product. What
-    else the model holds stays.
+    and α of each output. Everything else in the model is kept. Outputs are those of `model`, to the
+    bit. A product by population count uses the words; any other product unpacks the kernel.
 
     Works inside `jit` and `vmap`.
 
@@ -24,7 +23,7 @@ def pack(model: _Model) -> _Model:
             that it is one bit stays as it is, see `bop_optax.quantizers.is_one_bit`.
 
     Returns:
-        A copy. It cannot be trained: its products have no derivatives.
+        A copy. The derivative of a packed product raises an error.
 
     Example:
         >>> from bop_optax.layers import BinaryLinear

@@ -3,7 +3,7 @@
     python -m experiments.precision --preset digits-bop
 
 trains a preset with each of the settings below and each seed. The records are in
-FOLDER/results/PRESET/SETTING. A command that was stopped goes on where it was. The last line on
+FOLDER/results/PRESET/SETTING. A stopped command resumes if it is repeated. The last line on
 standard output is a JSON object with the mean test accuracies.
 """
 
@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before JAX starts its threads, which inherit the m
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,22 @@ import tyro
 from experiments.presets import PRESETS
 from experiments.workers import run_network
 from training.command import end, prepare_process
+from training.config import Experiment
 from training.records import read_record, write_json
 from training.run import RunError
 
-# Options of train.py that replace those of the preset.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "backward-bfloat16": {"backward": "bfloat16"},
-    "backward-8": {"backward": 8},
-    "backward-4": {"backward": 4},
-    "backward-3": {"backward": 3},
-    "backward-2": {"backward": 2},
-    "dtype-bfloat16": {"dtype": "bfloat16"},
-    "ema-bfloat16": {"optimizer": {"ema_dtype": "bfloat16"}},
+# What changes the preset.
+SETTINGS: dict[str, Callable[[Any], Experiment]] = {
+    "float32": lambda preset: preset,
+    "backward-bfloat16": lambda preset: replace(preset, backward="bfloat16"),
+    "backward-8": lambda preset: replace(preset, backward=8),
+    "backward-4": lambda preset: replace(preset, backward=4),
+    "backward-3": lambda preset: replace(preset, backward=3),
+    "backward-2": lambda preset: replace(preset, backward=2),
+    "dtype-bfloat16": lambda preset: replace(preset, dtype="bfloat16"),
+    "ema-bfloat16": lambda preset: replace(
+        preset, optimizer=replace(preset.optimizer, ema_dtype="bfloat16")
+    ),
 }
 
 
@@ -72,16 +76,12 @@ def accuracies(options: Options, interrupt: Interrupt) -> dict[str, list[float]]
             f"unknown settings {', '.join(unknown)}: choose from {', '.join(SETTINGS)}"
         )
     _, preset = PRESETS[options.preset]
-    data = preset.data
     if options.data_dir is not None:
-        data = replace(data, data_dir=options.data_dir)
+        preset = replace(preset, data=replace(preset.data, data_dir=options.data_dir))
     reached: dict[str, list[float]] = {}
     for seed in options.seeds:
         for name in options.settings:
-            changes = dict(SETTINGS[name])
-            if "optimizer" in changes:
-                changes["optimizer"] = replace(preset.optimizer, **changes["optimizer"])
-            experiment = replace(preset, data=data, seed=seed, **changes)
+            experiment = SETTINGS[name](replace(preset, seed=seed))
             place = Path(options.preset, name, f"seed{seed}")
             run = (options.folder / place).absolute()
             run.parent.mkdir(parents=True, exist_ok=True)

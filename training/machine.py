@@ -1,6 +1,7 @@
 """The machine that a process runs on: its processor, its cores, the user's cache folder."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 
@@ -24,6 +25,7 @@ def instructions(entries: dict[str, str]) -> str:
     return entries.get("flags") or entries.get("Features") or ""
 
 
+@cache
 def compiler_options() -> dict[str, int]:
     """Options of XLA for this processor: 512-bit vectors if it can count their bits.
 

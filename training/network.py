@@ -71,7 +71,7 @@ def make_network(experiment: Experiment, data: Any, packed: bool | None = None) 
 
     model = nnx.eval_shape(lambda: model_of(0))
     _check_logits(experiment, model_of, data)
-    eval_graph = nnx.graphdef(nnx.eval_shape(lambda: for_inference(model_of(0), packed)))
+    eval_graph = nnx.graphdef(nnx.eval_shape(partial(for_inference, packed=packed), model))
     model.train()
     train_graph, shapes, _ = nnx.split(model, nnx.Param, ...)
     labels = binary_labels(shapes, lambda _, v: isinstance(v, BinaryParam | LatentParam))
@@ -80,7 +80,7 @@ def make_network(experiment: Experiment, data: Any, packed: bool | None = None) 
 
 
 def layer_options(optimizer: Any, dtype: str, backward: Any = "float32") -> dict[str, Any]:
-    """What `build` of a model's configuration passes to the layers: what is not the default."""
+    """The options for the layers that differ from the defaults; `build` of a model takes them."""
     options = dict(optimizer.kernel_options)
     if dtype != "float32":
         options["dtype"] = jnp.dtype(dtype)

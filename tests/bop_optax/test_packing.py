@@ -13,7 +13,6 @@ from models.binarynet import BinaryNet
 from models.birealnet import BiRealBlock
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
-NOTHING = {"kernel_quantizer": None, "kernel_init": None, "dtype": None}
 SMALL = {"image_shape": (8, 8, 3), "rngs": nnx.Rngs(0)}
 
 
