@@ -1,9 +1,11 @@
 """Our worker's jobs on tiny networks; the peers' workers, where they are installed."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 from benchmarks import peers, rows, runs, worker
-from benchmarks.contest import Task, Worker
+from benchmarks.contest import Worker
 from benchmarks.limits import matrix_rate, product_flops
+from benchmarks.measure import find_workers, make_task
 from training.config import Arrays, BinaryNet, BiRealNet, Bop, Experiment, LatentAdam, to_json
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -133,14 +136,12 @@ def test_the_command_shows_its_options():
 
 
 def task(name, job, **options):
-    """A job of ours or of a peer; skips the test if the peer is not installed."""
-    python = sys.executable
-    if name != "ours":
-        python = peers.installed(name, peers.DEFAULT_FOLDER.expanduser())
-        if python is None:
-            pytest.skip(f"{name} is not in {peers.DEFAULT_FOLDER}, or BOP_OPTAX_PEERS")
-    module = "benchmarks.worker" if name == "ours" else f"benchmarks.{name}_worker"
-    return Task([python, "-m", module], job, options)
+    """A job of ours or of a peer; skips the test if the peer's environment is not made yet."""
+    folder = Path(os.environ.get("BOP_OPTAX_PEERS", peers.DEFAULT_FOLDER)).expanduser()
+    if name != "ours" and not (folder / name).exists():
+        pytest.skip(f"{name} is not in {folder}: run python -m benchmarks, or set BOP_OPTAX_PEERS")
+    contestant = rows.Contestant("peer", name, name, job, options)
+    return make_task(contestant, find_workers({name}, folder))
 
 
 def results(task, runs):
@@ -190,7 +191,7 @@ def test_larq_updates_weights_alone():
 @pytest.mark.slow
 def test_digits_end_alike(tmp_path):
     """Six epochs of the same data, schedules and augmentation."""
-    experiment = replace(runs.digits_experiment(), epochs=6)
+    experiment = replace(runs.digits_experiment(runs.Place(None, tmp_path)), epochs=6)
     own = {"experiment": to_json(experiment)}
     data = runs.export(experiment.data, tmp_path)
     ours = results(task("ours", "whole_run", variant="float32", **own), [6])
