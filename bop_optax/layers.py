@@ -98,16 +98,18 @@ class _BinaryLayer(nnx.Module):
         product: Product,
         rngs: nnx.Rngs,
     ):
+        if min(kernel_shape) < 1:
+            raise ValueError(f"features and window must be at least 1, got {tuple(kernel_shape)}")
         latent = kernel_quantizer is not None
         kernel_init = kernel_init or (glorot_uniform if latent else rademacher)
         kernel = kernel_init(rngs.params(), tuple(kernel_shape), param_dtype)
-        known = not isinstance(kernel, Tracer) and kernel.size
-        if known and not latent and not jnp.all(jnp.abs(kernel) == output_scale(kernel)):
+        if not latent and not _is_binary(kernel):
             raise ValueError(
                 "kernel_init must return −α or +α, with one α for each output: a binary layer "
                 "has no latent weights; real weights need a kernel_quantizer"
             )
         self.kernel = LatentParam(kernel) if latent else BinaryParam(kernel)
+        self.kernel_shape = tuple(kernel_shape)
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer
         self.kernel_quantizer = kernel_quantizer
@@ -126,15 +128,30 @@ class _BinaryLayer(nnx.Module):
         return kernel if self.kernel_quantizer is None else self.kernel_quantizer(kernel)
 
     def pack_kernel(self) -> None:
-        """Replaces the kernel by its bits, a `PackedParam`, and by α of each output."""
+        """Replaces the kernel by its bits, a `PackedParam`, and by α of each output.
+
+        Raises:
+            ValueError: for a kernel of another shape, as of several networks that `nnx.vmap`
+                stacked, and for one that is not ±α.
+        """
         if isinstance(self.kernel, PackedParam):
             return
-        packed = pack_kernel(self._quantized_kernel())
+        kernel = self._quantized_kernel()
+        if kernel.shape != self.kernel_shape:
+            raise ValueError(
+                f"the kernel has the shape {kernel.shape}, its layer {self.kernel_shape}: pack "
+                "networks that nnx.vmap stacked inside nnx.vmap"
+            )
+        if not _is_binary(kernel):
+            raise ValueError(
+                f"a kernel of shape {kernel.shape} is not −α or +α, with one α for each output"
+            )
+        packed = pack_kernel(kernel)
         self.kernel, self.kernel_quantizer = PackedParam(packed.words), None
         self.kernel_scale = nnx.Variable(packed.scale)
 
     def _apply(self, inputs: ArrayLike, in_features: int, **options: Any) -> jax.Array:
-        x, rank = jnp.asarray(inputs), self.kernel.ndim - 2
+        x, rank = jnp.asarray(inputs), len(self.kernel_shape) - 2
         if x.ndim <= rank or x.shape[-1] != in_features:
             raise ValueError(
                 f"{type(self).__name__} takes (..., {'spatial, ' * rank}{in_features}), "
@@ -339,6 +356,11 @@ class BinaryConv(_BinaryLayer):
             kernel_dilation=self.kernel_dilation,
             feature_group_count=self.feature_group_count,
         )
+
+
+def _is_binary(kernel: jax.Array) -> bool:
+    """Whether the values are ±α, with one α for each output; True for values not known yet."""
+    return isinstance(kernel, Tracer) or bool(jnp.all(jnp.abs(kernel) == output_scale(kernel)))
 
 
 def _per_dimension(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:

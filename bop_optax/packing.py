@@ -7,6 +7,7 @@ from flax import nnx
 from bop_optax.layers import BinaryConv, BinaryLinear
 
 _Model = TypeVar("_Model", bound=nnx.Module)
+_CALLS = (BinaryConv.__call__, BinaryLinear.__call__)  # which read packed kernels, too
 
 
 def pack(model: _Model) -> _Model:
@@ -16,7 +17,8 @@ def pack(model: _Model) -> _Model:
     and α of each output. Everything else in the model is kept. Outputs are those of `model`, to the
     bit. A product by population count uses the words; any other product unpacks the kernel.
 
-    Works inside `jit` and `vmap`.
+    Works inside `jit` and `vmap`. A subclass of these layers with a `__call__` of its own stays as
+    it is. Two layers that share one kernel get a copy of its bits each.
 
     Args:
         model: an NNX module. Latent weights are quantized; a kernel whose quantizer does not say
@@ -24,6 +26,10 @@ def pack(model: _Model) -> _Model:
 
     Returns:
         A copy. The derivative of a packed product raises an error.
+
+    Raises:
+        ValueError: for a kernel whose values are not ±α with one α for each output, and for kernels
+            of several networks that `nnx.vmap` stacked: call this function inside `nnx.vmap`.
 
     Example:
         >>> from bop_optax.layers import BinaryLinear
@@ -38,6 +44,8 @@ def pack(model: _Model) -> _Model:
     """
     packed = nnx.clone(model)
     for _, module in nnx.iter_modules(packed):
-        if isinstance(module, BinaryConv | BinaryLinear) and module.has_binary_kernel():
+        if not isinstance(module, BinaryConv | BinaryLinear):
+            continue
+        if type(module).__call__ in _CALLS and module.has_binary_kernel():
             module.pack_kernel()
     return packed

@@ -107,7 +107,7 @@ class BinaryAlexNet(nnx.Module):
         for i, conv in enumerate(self.convs):
             x = conv(x)
             x = next(norms)(max_pool(x) if i in POOLED else x)
-        x = x.reshape(x.shape[0], -1)
+        x = jax.lax.collapse(x, 1)
         for dense in self.denses:
             x = next(norms)(dense(x))
         return x

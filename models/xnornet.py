@@ -117,7 +117,7 @@ class XNORNet(nnx.Module):
         for i, conv in enumerate(self.convs):
             x = conv(x)
             x = next(norms)(max_pool(x) if i in POOLED else x)
-        x = x.reshape(x.shape[0], -1)
+        x = jax.lax.collapse(x, 1)
         for dense in self.denses:
             x = next(norms)(dense(x))
         return self.head(nnx.relu(x))

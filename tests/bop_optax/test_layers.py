@@ -222,6 +222,12 @@ def test_wrong_options(options, message):
         new_layer("conv", **options)
 
 
+@pytest.mark.parametrize("sizes", [(0, 2, (3, 3)), (4, 0, (3, 3)), (4, 2, (3, 0))])
+def test_empty_kernels_are_refused(sizes):
+    with pytest.raises(ValueError, match="features and window must be at least 1, got"):
+        BinaryConv(*sizes, rngs=nnx.Rngs(0))
+
+
 def test_real_kernels_need_a_quantizer():
     real = nnx.initializers.glorot_uniform()
     with pytest.raises(ValueError, match="real weights need a kernel_quantizer"):

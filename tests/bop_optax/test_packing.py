@@ -103,3 +103,43 @@ def test_no_input_and_wrong_inputs():
     assert layer(jnp.zeros((0, 7, 3))).shape == (0, 7, 5)
     with pytest.raises(ValueError, match="BinaryConv takes"):
         layer(jnp.zeros((2, 7, 4)))
+
+
+def test_networks_that_are_stacked_are_packed_inside_vmap():
+    keys = jax.random.split(jax.random.key(0), 3)
+    stacked = nnx.vmap(lambda key: BinaryLinear(40, 8, rngs=nnx.Rngs(key)))(keys)
+    with pytest.raises(ValueError, match="pack networks that nnx"):
+        pack(stacked)
+    packed, x = nnx.vmap(pack)(stacked), jnp.ones((2, 40))
+    y = nnx.vmap(lambda layer: layer(x))(packed)
+    np.testing.assert_array_equal(y, nnx.vmap(lambda layer: layer(x))(stacked))
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_kernels_that_are_not_binary_are_refused(value):
+    layer = BinaryLinear(40, 8, rngs=nnx.Rngs(0))
+    layer.kernel[...] = layer.kernel[...].at[3, 2].set(value)
+    with pytest.raises(ValueError, match=r"\(40, 8\) is not −α or \+α"):
+        pack(layer)
+
+
+class Doubled(BinaryLinear):
+    """Reads the kernel itself."""
+
+    def __call__(self, inputs):
+        return 2 * inputs @ self.kernel[...]
+
+
+class Wide(BinaryLinear):
+    """Changes the construction alone."""
+
+    def __init__(self, features, **options):
+        super().__init__(features, 2 * features, **options)
+
+
+def test_subclasses():
+    x = jnp.ones((2, 40))
+    doubled, wide = Doubled(40, 8, rngs=nnx.Rngs(0)), Wide(40, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(pack(doubled)(x), doubled(x))
+    np.testing.assert_array_equal(pack(wide)(x), wide(x))
+    assert isinstance(pack(wide).kernel, PackedParam)

@@ -41,6 +41,7 @@ def test_a_loaded_run_has_the_accuracy_of_the_run(finished):
     probabilities = trained.probabilities(DATA.test_images)
     assert (probabilities.shape, probabilities.dtype) == ((360, 10), np.float32)
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    assert trained.probabilities(DATA.test_images[:0]).shape == (0, 10)
     accuracy = np.mean(probabilities.argmax(-1) == DATA.test_labels)
     assert accuracy == pytest.approx(result["test_accuracy"])
     kernel = np.asarray(trained.model.convs[0].kernel[...])
