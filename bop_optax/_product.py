@@ -31,7 +31,7 @@ from bop_optax._popcount import (
 
 # A sum over fewer entries than this does not fill the words that `bit_matmul` unrolls.
 LEAST_SUMMANDS = 512
-# Few bits are spread over values up to so many root mean squares for each level of the bits.
+# Few bits are spread over magnitudes of up to so many root mean squares for each level.
 OUTLIER = 1.5
 SECOND = (
     "a product of one-bit operands has first derivatives only; for higher ones leave out "
@@ -51,10 +51,11 @@ class Product:
             ±1 all give the same numbers to the bit, as long as a sum has fewer than 2²⁴ terms. For
             kernels of ±α the float sum may round; popcount rounds once.
         backward: what the incoming gradient is rounded to. "float32": nothing is rounded.
-            "bfloat16": to 8 significant bits. An integer k from 2 to 8: to k bits for the largest
-            absolute value of the tensor, at random and without bias; zeros stay zeros. Values
-            beyond 1.5 · 2^(k − 1) root mean squares are clipped. The draw depends on the gradient's
-            values alone, so equal steps round equally.
+            "bfloat16": to 8 significant bits. An integer k from 2 to 8: to 2^k − 1 equidistant
+            values around 0, at random and without bias; zeros stay zeros. The outermost value is
+            the largest magnitude of the tensor, at most 1.5 · 2^(k − 1) root mean squares;
+            magnitudes beyond it are clipped. The draw depends on the gradient's values alone, so
+            equal steps round equally. One NaN or infinity makes the whole gradient NaN.
 
     Raises:
         ValueError: for other values.
@@ -195,18 +196,20 @@ def _backward(
         g = g.astype(operand_dtype).astype(g.dtype)
         dx = _float_input_gradient(kernel, g, words, way)
         return dx, _float_kernel_gradient(kernel, g, words, way, operand_dtype)
-    alpha = output_scale(kernel)
-    g, scale = _round_to_bits(g * alpha, bits)
-    dtype = kernel.dtype
+    alpha, dtype = output_scale(kernel), kernel.dtype
+    wide = dtype if dtype.itemsize > 4 else jnp.float32  # float16 cannot hold the sums of integers
+    g, scale = _round_to_bits((g * alpha).astype(wide), bits)
     if way.popcount:
         dx = popcount_input_gradient(g, kernel, words.shape, geometry, bits, scale)
     else:
-        dx = _float_input_gradient(signs(kernel < 0, dtype), g.astype(dtype), words, way) * scale
+        dx = _float_input_gradient(signs(kernel < 0, wide), g.astype(wide), words, way) * scale
     if way.popcount and g.size // g.shape[-1] >= LEAST_SUMMANDS:
-        dw = popcount_kernel_gradient(words, g, kernel.shape, geometry, bits).astype(dtype)
+        dw = popcount_kernel_gradient(words, g, kernel.shape, geometry, bits).astype(wide)
     else:
-        dw = _float_kernel_gradient(kernel, g.astype(dtype), words, way, dtype)
-    return dx, dw * jnp.where(alpha > 0, scale / alpha, jnp.zeros([], dtype))
+        dw = _float_kernel_gradient(kernel.astype(wide), g.astype(wide), words, way, wide)
+    alpha = alpha.astype(wide)
+    dw *= jnp.where(alpha > 0, scale / alpha, jnp.zeros([], wide))
+    return dx.astype(dtype), dw.astype(dtype)
 
 
 def _float_input_gradient(
@@ -252,12 +255,16 @@ def _(message, primals, tangents):
 def _round_to_bits(g: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     """Rounds to integers of at most 2^(bits − 1) − 1 at random, without bias but for outliers.
 
-    The randomness is a hash of each entry's position and of the largest value, which is another one
-    at every step.
+    The randomness is a hash of each entry's position and of the outermost value, which is another
+    one at every step.
+
+    Args:
+        g: float32 or float64.
+        bits: 2 to 8.
 
     Returns:
         int8 of the shape of `g`, and the scalar that they are to be multiplied by, in the dtype of
-        `g`. A NaN anywhere makes the scalar NaN.
+        `g`. A NaN or an infinity anywhere makes the scalar NaN.
     """
     levels, dtype = 2 ** (bits - 1) - 1, g.dtype
     g = g.astype(jnp.float32)

@@ -195,6 +195,21 @@ def test_other_dtypes(dtype):
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("forward", ["popcount", "float"])
+def test_gradients_of_few_bits_in_float16(forward):
+    """Sums of the integers exceed the range of float16, tiny scales its precision."""
+    x, kernel = signs(600, 40), signs(40, 38)
+    g = 1e-4 * jnp.abs(normal(600, 38))
+    results = []
+    for dtype in (jnp.float16, jnp.float32):
+        product = partial(binary_product, one_bit=True, product=Product(forward, 8))
+        _, vjp = jax.vjp(product, jnp.abs(x).astype(dtype), jnp.abs(kernel).astype(dtype))
+        results.append(vjp(g.astype(jnp.float16).astype(dtype)))
+    for half, single in zip(*results, strict=True):
+        assert half.dtype == jnp.float16
+        np.testing.assert_allclose(half.astype(jnp.float32), single, rtol=2e-3)
+
+
 def layer_and_images(**options):
     layer = BinaryConv(
         33, 20, (3, 3), input_quantizer=ste_sign, product=Product(**options), rngs=nnx.Rngs(0)
@@ -299,7 +314,8 @@ def test_rounding_keeps_zeros_and_shows_nan():
     assert not jnp.any(integers)
     integers, _ = _round_to_bits(g.at[0, 0].set(2.0), 4)
     assert jnp.count_nonzero(integers) == 1
-    assert jnp.isnan(_round_to_bits(g.at[0, 0].set(jnp.nan), 4)[1])
+    for value in (jnp.nan, jnp.inf):
+        assert jnp.isnan(_round_to_bits(g.at[0, 0].set(value), 4)[1])
 
 
 # ---- Choice --------------------------------------------------------------------------------------
