@@ -220,7 +220,7 @@ def _float_input_gradient(
     def product(x: jax.Array) -> jax.Array:
         return float_product(x, kernel, way.geometry, way.precision)
 
-    return jax.vjp(product, jnp.zeros(shape, g.dtype))[1](g)[0]
+    return jax.linear_transpose(product, jax.ShapeDtypeStruct(shape, g.dtype))(g)[0]
 
 
 def _float_kernel_gradient(
@@ -234,7 +234,7 @@ def _float_kernel_gradient(
     def product(kernel: jax.Array) -> jax.Array:
         return float_product(x, kernel, way.geometry, way.precision)
 
-    return jax.vjp(product, kernel)[1](g)[0]
+    return jax.linear_transpose(product, kernel)(g)[0]
 
 
 _one_bit_product.defvjp(_forward, _backward)

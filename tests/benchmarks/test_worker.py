@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from benchmarks import peers, rows, runs, worker
 from benchmarks.contest import Worker
 from benchmarks.limits import matrix_rate, product_flops
 from benchmarks.measure import find_workers, make_task
+from bop_optax import ste_sign
+from bop_optax.layers import BinaryConv, Product
 from training.config import Arrays, BinaryNet, BiRealNet, Bop, Experiment, LatentAdam, to_json
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -111,6 +114,14 @@ def test_the_flops_of_products_by_hand():
     assert product_flops(jax.make_jaxpr(gradient)(x, kernel)) == 3 * forward + 2 * dense
     strided = jax.grad(lambda *a: product(*a, strides=2).sum(), (0, 1))
     assert product_flops(jax.make_jaxpr(strided)(x, kernel)) == (3 * forward + 2 * dense) / 4
+
+
+def test_a_step_counts_each_product_of_a_layer_once():
+    """The forward product, the input's gradient, the kernel's gradient."""
+    way = {"input_quantizer": ste_sign, "product": Product("float"), "rngs": nnx.Rngs(0)}
+    layer, x = BinaryConv(3, 4, (3, 3), **way), jnp.zeros((2, 8, 8, 3))
+    program = jax.make_jaxpr(jax.grad(lambda x, layer: layer(x).sum(), (0, 1)))(x, layer)
+    assert product_flops(program) == 3 * 2 * 2 * 64 * 27 * 4
 
 
 def test_the_limits_run():
