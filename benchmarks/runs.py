@@ -45,7 +45,7 @@ def contestants(place: Place, experiment: Experiment, unit: str) -> list[Contest
     """Each of our variants, and Larq on the same images."""
     options = {"experiment": to_json(experiment), "unit": unit}
     facts = export(experiment.data, place.folder)
-    return [*ours("whole_run", **options), *larq("whole_run", **options, **facts)]
+    return [*ours("whole_run", **options), larq("whole_run", **options, **facts)[0]]
 
 
 def export(config: Any, folder: Path) -> dict[str, Any]:
