@@ -23,10 +23,10 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
+from models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.9), which the authors' code uses.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-3)
-max_pool = partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2))
 POOLED = (0, 1, 4)  # the convolutions before a max-pool
 
 
@@ -106,7 +106,7 @@ class BinaryAlexNet(nnx.Module):
         x, norms = images, iter(self.norms)
         for i, conv in enumerate(self.convs):
             x = conv(x)
-            x = next(norms)(max_pool(x) if i in POOLED else x)
+            x = next(norms)(max_pool(x, 3) if i in POOLED else x)
         x = jax.lax.collapse(x, 1)
         for dense in self.denses:
             x = next(norms)(dense(x))

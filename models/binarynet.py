@@ -14,12 +14,12 @@ References:
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
+from models.pooling import max_pool
 
 # Keras's BatchNormalization(scale=False), which the authors' code uses.
 BatchNorm = partial(nnx.BatchNorm, use_scale=False, momentum=0.99, epsilon=1e-3)
@@ -112,30 +112,8 @@ class BinaryNet(nnx.Module):
         x, norms = images, iter(self.norms)
         for i, conv in enumerate(self.convs):
             x = conv(x)
-            x = next(norms)(max_pool(x) if i % 2 else x)
+            x = next(norms)(max_pool(x, 2) if i % 2 else x)
         x = jax.lax.collapse(x, 1)
         for dense in self.denses:
             x = next(norms)(dense(x))
         return x
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """Takes the maximum of each 2×2 window, with stride 2; drops an odd last row or column.
-
-    Sums of ±1 have many ties. The first maximum of a window gets the whole gradient, as in
-    TensorFlow. Values and gradients equal those of `nnx.max_pool` to the bit. The code uses
-    selects, since on a CPU their gradient takes a twentieth of the time of `reduce_window`'s.
-
-    Args:
-        x: (batch, height, width, channels).
-
-    Returns:
-        (batch, height // 2, width // 2, channels), the dtype of `x`.
-    """
-    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-    a, b, c, d = (x[:, i::2, j::2] for i in (0, 1) for j in (0, 1))
-
-    def first_max(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(a >= b, a, b)
-
-    return first_max(first_max(a, b), first_max(c, d))

@@ -29,6 +29,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import approx_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, glorot_uniform
+from models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.8) and the real convolutions of the authors' code.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.8, epsilon=1e-3)
@@ -118,7 +119,7 @@ class BiRealNet(nnx.Module):
         """
         x = self.stem_norm(self.stem(images))
         if not self.small_images:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+            x = max_pool(x, 3, "SAME")
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((1, 2)))

@@ -28,7 +28,8 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer, glorot_uniform
-from models.binary_alexnet import last_map, max_pool
+from models.binary_alexnet import last_map
+from models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.9); ε differs by layer in the authors' code.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.9)
@@ -112,11 +113,11 @@ class XNORNet(nnx.Module):
             Logits, (batch, num_classes).
         """
         norms = iter(self.norms)
-        x = max_pool(nnx.relu(self.stem_norm(self.stem(images))))
+        x = max_pool(nnx.relu(self.stem_norm(self.stem(images))), 3)
         x = next(norms)(x)
         for i, conv in enumerate(self.convs):
             x = conv(x)
-            x = next(norms)(max_pool(x) if i in POOLED else x)
+            x = next(norms)(max_pool(x, 3) if i in POOLED else x)
         x = jax.lax.collapse(x, 1)
         for dense in self.denses:
             x = next(norms)(dense(x))

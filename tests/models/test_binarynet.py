@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from bop_optax.layers import BinaryParam
-from models.binarynet import BinaryNet, max_pool
+from models.binarynet import BinaryNet
 from tests.models.references import sign
 
 
@@ -95,18 +95,3 @@ def test_small_images(side, stages, padding):
 def test_too_many_stages_for_the_image():
     with pytest.raises(ValueError, match="stages=3 poolings leave nothing of images of 8×8"):
         BinaryNet(4, 8, image_shape=(8, 8, 1), rngs=nnx.Rngs(0))
-
-
-@pytest.mark.parametrize("shape", [(2, 6, 6, 3), (2, 7, 5, 3), (1, 2, 2, 1)])
-def test_max_pool_is_flaxs_with_the_first_maximum_taking_the_gradient(shape):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.integers(-2, 3, shape), jnp.float32)  # many ties
-    weights = jnp.asarray(rng.standard_normal((shape[0], shape[1] // 2, shape[2] // 2, shape[3])))
-
-    def value_and_grad(pool):
-        return jax.value_and_grad(lambda x: (pool(x) * weights.astype(x.dtype)).sum())(x)
-
-    ours = value_and_grad(max_pool)
-    flaxs = value_and_grad(lambda x: nnx.max_pool(x, (2, 2), (2, 2)))
-    np.testing.assert_array_equal(ours[0], flaxs[0])
-    np.testing.assert_array_equal(ours[1], flaxs[1])

