@@ -279,5 +279,5 @@ JOBS: dict[str, Callable[..., Job]] = {
 }
 
 if __name__ == "__main__":
-    command.keep_freed_memory()
+    command.prepare_process()  # as train.py does
     serve(JOBS)

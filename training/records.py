@@ -38,7 +38,8 @@ def describe(experiment: Experiment, preset: str, data: Any = None) -> dict[str,
 def describe_origin() -> dict[str, Any]:
     """What a record was made with: versions, device, commit."""
     device = jax.devices()[0]
-    status = _git("status", "--porcelain")
+    # Records that earlier commands wrote change nothing that is run.
+    status = _git("status", "--porcelain", "--", ":/", ":(exclude,top)experiments/results")
     return {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "device": {
