@@ -66,6 +66,9 @@ def start(place: Place) -> list[Case]:
     cases = []
     for name, experiment in (("digits", digits_experiment), ("CIFAR-10", cifar10_experiment)):
         steps = contestants(place, experiment(place), "step")
+        default = next(c for c in steps if c.name == "popcount")
+        anew = default._replace(name="compiled anew", options=default.options | {"cached": False})
+        steps.insert(0, anew)
         cases.append(Case(f"start to first step, {name}", "s", steps, runs=1))
     return cases
 

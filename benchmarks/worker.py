@@ -208,8 +208,12 @@ def needed_products(of: str, **options: Any) -> Job:
 # ---- Whole runs ----------------------------------------------------------------------------------
 
 
-def whole_run(unit: str = "epoch", **options: Any) -> Job:
-    """Steps, or epochs with an evaluation after each, on the experiment's own data."""
+def whole_run(unit: str = "epoch", cached: bool = True, **options: Any) -> Job:
+    """Steps, or epochs with an evaluation after each, on the experiment's own data.
+
+    Unless `cached`, everything is compiled anew.
+    """
+    jax.config.update("jax_enable_compilation_cache", cached)
     training = Training(**options)
     mesh, seed = device_mesh(), training.experiment.seed
     source = training.data.batches(training.experiment.batch_size, mesh)
