@@ -211,7 +211,7 @@ def needed_products(of: str, **options: Any) -> Job:
 def whole_run(unit: str = "epoch", cached: bool = True, **options: Any) -> Job:
     """Steps, or epochs with an evaluation after each, on the experiment's own data.
 
-    Unless `cached`, everything is compiled anew.
+    Unless `cached`, no compiled program is loaded from the disk.
     """
     jax.config.update("jax_enable_compilation_cache", cached)
     training = Training(**options)

@@ -206,7 +206,7 @@ def _backward(
     if way.popcount and g.size // g.shape[-1] >= LEAST_SUMMANDS:
         dw = popcount_kernel_gradient(words, g, kernel.shape, geometry, bits).astype(wide)
     else:
-        dw = _float_kernel_gradient(kernel.astype(wide), g.astype(wide), words, way, wide)
+        dw = _float_kernel_gradient(kernel, g.astype(wide), words, way, wide)
     alpha = alpha.astype(wide)
     dw *= jnp.where(alpha > 0, scale / alpha, jnp.zeros([], wide))
     return dx.astype(dtype), dw.astype(dtype)
@@ -234,7 +234,7 @@ def _float_kernel_gradient(
     def product(kernel: jax.Array) -> jax.Array:
         return float_product(x, kernel, way.geometry, way.precision)
 
-    return jax.linear_transpose(product, kernel)(g)[0]
+    return jax.linear_transpose(product, jax.ShapeDtypeStruct(kernel.shape, g.dtype))(g)[0]
 
 
 _one_bit_product.defvjp(_forward, _backward)

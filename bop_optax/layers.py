@@ -98,18 +98,18 @@ class _BinaryLayer(nnx.Module):
         product: Product,
         rngs: nnx.Rngs,
     ):
-        if min(kernel_shape) < 1:
-            raise ValueError(f"features and window must be at least 1, got {tuple(kernel_shape)}")
+        self.kernel_shape = tuple(kernel_shape)
+        if min(self.kernel_shape) < 1:
+            raise ValueError(f"features and window must be at least 1, got {self.kernel_shape}")
         latent = kernel_quantizer is not None
         kernel_init = kernel_init or (glorot_uniform if latent else rademacher)
-        kernel = kernel_init(rngs.params(), tuple(kernel_shape), param_dtype)
+        kernel = kernel_init(rngs.params(), self.kernel_shape, param_dtype)
         if not latent and not _is_binary(kernel):
             raise ValueError(
                 "kernel_init must return −α or +α, with one α for each output: a binary layer "
                 "has no latent weights; real weights need a kernel_quantizer"
             )
         self.kernel = LatentParam(kernel) if latent else BinaryParam(kernel)
-        self.kernel_shape = tuple(kernel_shape)
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer
         self.kernel_quantizer = kernel_quantizer
@@ -164,8 +164,7 @@ class _BinaryLayer(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = promote_dtype((x, kernel, bias), dtype=self.dtype)
         if packed:
-            groups = options.get("feature_group_count", 1)
-            kernel = PackedKernel(self.kernel[...], kernel, in_features // groups)
+            kernel = PackedKernel(self.kernel[...], kernel, self.kernel_shape[-2])
         batch, features = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
         y = binary_product(
             x.reshape(-1, *features),

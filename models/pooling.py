@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def max_pool(
-    x: jax.Array, size: int, padding: Literal["SAME", "VALID"] = "VALID", *, stride: int = 2
-) -> jax.Array:
-    """Takes the maximum of each square window.
+def max_pool(x: jax.Array, size: int, padding: Literal["SAME", "VALID"] = "VALID") -> jax.Array:
+    """Takes the maximum of each square window, with stride 2.
 
     Sums of ±1 have many ties. The first maximum of a window, row by row, gets the whole gradient,
     as in TensorFlow and in `nnx.max_pool`. The code takes maxima along columns, then along
@@ -21,7 +19,6 @@ def max_pool(
         x: (batch, height, width, channels), floating.
         size: rows and columns of the window.
         padding: "VALID" drops rows and columns that fill no window; "SAME" pads with −∞.
-        stride: step of the window in both dimensions.
 
     Returns:
         (batch, rows, columns, channels), the dtype of `x`.
@@ -31,12 +28,10 @@ def max_pool(
         Array([[ 5.,  7.],
                [13., 15.]], dtype=float32)
     """
-    pads = lax.padtype_to_pads(x.shape, (1, size, size, 1), (1, stride, stride, 1), padding)
-    x = lax.pad(x, -jnp.inf * jnp.ones([], x.dtype), [(low, high, 0) for low, high in pads])
+    pads = lax.padtype_to_pads(x.shape, (1, size, size, 1), (1, 2, 2, 1), padding)
+    x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), [(low, high, 0) for low, high in pads])
     for axis in (2, 1):
-        last = (x.shape[axis] - size) // stride * stride
-        under = [
-            lax.slice_in_dim(x, start, start + last + 1, stride, axis) for start in range(size)
-        ]
+        last = (x.shape[axis] - size) // 2 * 2
+        under = [lax.slice_in_dim(x, start, start + last + 1, 2, axis) for start in range(size)]
         x = reduce(lambda a, b: jnp.where(a >= b, a, b), under)
     return x
