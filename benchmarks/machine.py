@@ -4,7 +4,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from training.machine import cores, instructions, processor
+from bop_optax.processor import instructions, processor
+from training.machine import cores
 
 # Of x86 and of ARM, as /proc/cpuinfo spells them.
 INSTRUCTIONS = (
@@ -17,7 +18,7 @@ INSTRUCTIONS = (
 def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, Any]:
     """Describes the processor; without /proc it has no list of instruction sets."""
     entries = processor(cpuinfo)
-    known = instructions(entries).split()
+    known = instructions(cpuinfo)
     return {
         "cpu": entries.get("model name") or platform.processor() or platform.machine(),
         "family_model": [entries.get("cpu family"), entries.get("model")],

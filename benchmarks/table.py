@@ -96,37 +96,43 @@ def markdown(cases: Iterable[Mapping[str, Any]]) -> str:
 # ---- Several records -----------------------------------------------------------------------------
 
 
-def newest_cases(records: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
-    """The newest case of each title, with its record.
-
-    All are of the machine of the newest record: times of two machines do not compare.
-    """
-    records = sorted(records, key=lambda record: record["date"])
-    keys = ("cpu", "instructions", "cores")
-    here = [r for r in records if all(r["machine"][k] == records[-1]["machine"][k] for k in keys)]
-    return list({case["title"]: (case, r) for r in here for case in r["cases"]}.values())
+def by_machine(records: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The records of each machine, since times of two machines do not compare; newest first."""
+    machines: dict[str, list[Mapping[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: record["date"], reverse=True):
+        machines.setdefault(describe(record["machine"]), []).append(record)
+    return list(machines.values())
 
 
-def page_block(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table of several records, and what they were measured on; empty without a record."""
-    if not records:
-        return ""
-    cases = newest_cases(records)
-    used = {record["date"]: record for _, record in cases}
-    newest = used[max(used)]
-    machine, versions = newest["machine"], dict(newest["versions"])
+def describe(machine: Mapping[str, Any]) -> str:
+    """The processor: its name, number of cores and instruction sets."""
+    return f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['instructions'])}"
+
+
+def page_block(records: Iterable[Mapping[str, Any]]) -> str:
+    """The newest cases of each machine; empty without a record."""
+    return "\n".join(map(machine_block, by_machine(records)))
+
+
+def machine_block(records: Sequence[Mapping[str, Any]]) -> str:
+    """The newest case of each title, of one machine's records from new to old."""
+    newest, commits, commands, titles = records[0], [], [], {}
+    for record in records:
+        new = {case["title"]: case for case in record["cases"] if case["title"] not in titles}
+        titles |= new
+        if new:
+            changes = " with changes" if record["git_dirty"] else ""
+            commits.append(f"{str(record['git_commit'])[:8]}{changes}")
+            commands.append(f"`{record['command']}`")
+    versions = dict(newest["versions"])
     for packages in newest["peers"].values():
         versions |= packages
-    commits = dict.fromkeys(
-        f"{str(record['git_commit'])[:8]}{' with changes' * bool(record['git_dirty'])}"
-        for record in used.values()
-    )
-    commands = dict.fromkeys(f"`{record['command']}`" for record in used.values())
     lines = [
-        f"- Processor: {machine['cpu']}, {machine['cores']} cores, "
-        f"{', '.join(machine['instructions'])}.",
+        f"### {describe(newest['machine'])}",
+        "",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in versions.items())}.",
-        f"- Commits: {', '.join(commits)}.",
-        f"- Commands: {', '.join(commands)}.",
+        f"- Commits: {', '.join(dict.fromkeys(commits))}.",
+        f"- Commands: {', '.join(dict.fromkeys(commands))}.",
+        "",
     ]
-    return "\n".join([*lines, "", markdown(case for case, _ in cases)])
+    return "\n".join([*lines, markdown(titles.values())])

@@ -28,9 +28,12 @@ from bop_optax._popcount import (
     popcount_kernel_gradient,
     popcount_product,
 )
+from bop_optax.processor import instructions
 
 # A sum over fewer entries than this does not fill the words that `bit_matmul` unrolls.
 LEAST_SUMMANDS = 512
+# Without vectors that count their bits, so many bits take as long as a float product.
+MOST_BITS = 4
 # Few bits are spread over magnitudes of up to so many root mean squares for each level.
 OUTLIER = 1.5
 SECOND = (
@@ -49,7 +52,9 @@ class Product:
         forward: "popcount": XOR and population count on packed bits. "float": XLA's own product.
             "auto": popcount on CPUs, float elsewhere and for grouped convolutions. For kernels of
             ±1 all give the same numbers to the bit, as long as a sum has fewer than 2²⁴ terms. For
-            kernels of ±α the float sum may round; popcount rounds once.
+            kernels of ±α the float sum may round; popcount rounds once. "popcount" also has the
+            gradients of few bits counted and those of bfloat16 multiplied in bfloat16; "auto"
+            multiplies them in float32 where the processor lacks the instructions.
         backward: what the incoming gradient is rounded to. "float32": nothing is rounded.
             "bfloat16": to 8 significant bits. An integer k from 2 to 8: to 2^k − 1 equidistant
             values around 0, at random and without bias; zeros stay zeros. The outermost value is
@@ -86,12 +91,19 @@ class Product:
 
 
 class _Way(NamedTuple):
-    """How one product is computed: what does not depend on the operands' values."""
+    """How one product is computed: what does not depend on the operands' values.
+
+    Attributes:
+        popcount: whether the forward product is counted.
+        native: whether `backward` is computed in its own numbers: bits counted, bfloat16
+            multiplied as such. Else its rounded numbers are multiplied in float32.
+    """
 
     geometry: Geometry
     precision: lax.PrecisionLike
     backward: Literal["float32", "bfloat16"] | int
     popcount: bool
+    native: bool
 
 
 def binary_product(
@@ -148,14 +160,17 @@ def binary_product(
         return float_product(x, kernel.unpack(), geometry, precision)
     if not one_bit:
         return float_product(x, kernel, geometry, precision)
+    native = popcount and (product.forward == "popcount" or _has_instructions(product.backward))
     LOG.debug(
-        "%s by %s: forward %s, backward %s",
+        "%s by %s: forward %s, backward %s%s",
         x.shape,
         kernel.shape,
         "popcount" if popcount else "float",
         product.backward,
+        "" if native or product.backward == "float32" else " in float32",
     )
-    return _one_bit_product(x, kernel, _Way(geometry, precision, product.backward, popcount))
+    way = _Way(geometry, precision, product.backward, popcount, native)
+    return _one_bit_product(x, kernel, way)
 
 
 def _uses_popcount(product: Product, geometry: Geometry) -> bool:
@@ -164,6 +179,13 @@ def _uses_popcount(product: Product, geometry: Geometry) -> bool:
     if product.forward == "auto":
         return jax.default_backend() == "cpu"
     return product.forward == "popcount"
+
+
+def _has_instructions(backward: str | int) -> bool:
+    """Whether the processor computes a rounded gradient faster than a float32 one."""
+    if isinstance(backward, int):
+        return "avx512_vpopcntdq" in instructions() or backward <= MOST_BITS
+    return "avx512_bf16" in instructions()
 
 
 # ---- ±1 by ±1 ------------------------------------------------------------------------------------
@@ -192,18 +214,19 @@ def _backward(
     words, kernel = kept
     g, geometry, bits = _without_derivative(g, SECOND), way.geometry, way.backward
     if not isinstance(bits, int):
-        operand_dtype = jnp.bfloat16 if bits == "bfloat16" else g.dtype
-        g = g.astype(operand_dtype).astype(g.dtype)
+        rounded = jnp.bfloat16 if bits == "bfloat16" else g.dtype
+        g = g.astype(rounded).astype(g.dtype)
         dx = _float_input_gradient(kernel, g, words, way)
+        operand_dtype = rounded if way.native else g.dtype
         return dx, _float_kernel_gradient(kernel, g, words, way, operand_dtype)
     alpha, dtype = output_scale(kernel), kernel.dtype
     wide = dtype if dtype.itemsize > 4 else jnp.float32  # float16 cannot hold the sums of integers
     g, scale = _round_to_bits((g * alpha).astype(wide), bits)
-    if way.popcount:
+    if way.native:
         dx = popcount_input_gradient(g, kernel, words.shape, geometry, bits, scale)
     else:
         dx = _float_input_gradient(signs(kernel < 0, wide), g.astype(wide), words, way) * scale
-    if way.popcount and g.size // g.shape[-1] >= LEAST_SUMMANDS:
+    if way.native and g.size // g.shape[-1] >= LEAST_SUMMANDS:
         dw = popcount_kernel_gradient(words, g, kernel.shape, geometry, bits).astype(wide)
     else:
         dw = _float_kernel_gradient(kernel, g.astype(wide), words, way, wide)

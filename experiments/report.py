@@ -256,8 +256,9 @@ def benchmark_page(folder: Path) -> str:
 
 def find_race(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The newest race."""
-    cases = side_by_side.newest_cases(records) if records else []
-    return next((case for case, _ in cases if case["unit"] == "%"), None)
+    newest = chain.from_iterable(side_by_side.by_machine(records))
+    races = (case for record in newest for case in record["cases"] if case["unit"] == "%")
+    return next(races, None)
 
 
 def memory_rows(record: dict[str, Any]) -> list[Sequence[Any]]:

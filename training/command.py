@@ -14,10 +14,11 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 import jax
 import tyro
 
+from bop_optax.processor import instructions
 from training.config import Experiment
 from training.config.data import NAMED, data_from_name
 from training.interrupt import Stopped
-from training.machine import cache_folder, cores, instructions, processor
+from training.machine import cache_folder, cores
 
 Options = TypeVar("Options")
 Presets = Mapping[str, tuple[str, Experiment]]
@@ -115,7 +116,7 @@ def _machine() -> str:
     A program may fail on a CPU that lacks an instruction. One that was compiled for a single core,
     as in a pinned worker, runs on a single core wherever it is loaded.
     """
-    features = instructions(processor()) or platform.processor()
+    features = " ".join(instructions()) or platform.processor()
     digest = hashlib.sha256(features.encode()).hexdigest()[:8]
     return f"{platform.machine()}-{digest}-{cores()}"
 

@@ -14,10 +14,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from bop_optax import binary_labels, flip_ratio, log_flip_ratio
 from bop_optax.layers import BinaryParam, LatentParam, Product
 from bop_optax.packing import pack
+from bop_optax.processor import compiler_options
 from training.config import Experiment
 from training.data.augment import scale
 from training.interrupt import Stopped
-from training.machine import compiler_options
 
 
 class TrainState(NamedTuple):

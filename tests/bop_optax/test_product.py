@@ -4,6 +4,7 @@ import itertools
 import logging
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -321,11 +322,33 @@ def test_rounding_keeps_zeros_and_shows_nan():
 # ---- Choice --------------------------------------------------------------------------------------
 
 
-def test_formulations_are_logged(caplog):
+@pytest.mark.parametrize(
+    ("forward", "backward", "instructions", "chosen"),
+    [
+        ("auto", "float32", ["avx2"], "backward float32"),
+        ("auto", "bfloat16", ["avx2"], "backward bfloat16 in float32"),
+        ("auto", "bfloat16", ["avx2", "avx512_bf16"], "backward bfloat16"),
+        ("popcount", "bfloat16", ["avx2"], "backward bfloat16"),
+        ("auto", 8, ["avx2"], "backward 8 in float32"),
+        ("auto", 8, ["avx2", "avx512_vpopcntdq"], "backward 8"),
+        ("auto", 4, [], "backward 4"),
+        ("popcount", 8, [], "backward 8"),
+    ],
+)
+def test_the_processor_decides(caplog, monkeypatch, forward, backward, instructions, chosen):
+    monkeypatch.setattr("bop_optax._product.instructions", lambda: instructions)
     caplog.set_level(logging.DEBUG, "bop_optax.product")
-    layer, x = layer_and_images(backward=8)
-    layer(x)
-    assert "(8, 9, 9, 33) by (3, 3, 33, 20): forward popcount, backward 8" in caplog.text
+    layer, x = layer_and_images(forward=forward, backward=backward)
+    reference, _ = layer_and_images(forward="popcount", backward=backward)
+
+    def gradient(layer):
+        return nnx.grad(lambda layer, x: jnp.sum(jnp.sin(layer(x))))(layer, x)
+
+    gradients = gradient(layer)
+    assert caplog.messages[-1] == (f"(8, 9, 9, 33) by (3, 3, 33, 20): forward popcount, {chosen}")
+    chex.assert_trees_all_close(
+        nnx.state(gradients), nnx.state(gradient(reference)), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_only_one_bit_operands_are_packed():
