@@ -7,8 +7,8 @@
     python train.py PRESET ... --run-dir RUN --resume  # resumes a stopped run
 
 Presets are in experiments/presets.py. The folder of a run holds config.json, metrics.jsonl (a line
-an epoch), TensorBoard events, checkpoints, curves.png, weights.npz and result.json. The last line
-on standard output is a JSON object with the result.
+an epoch), TensorBoard events, checkpoints, curves.png, weights.safetensors and result.json. The
+last line on standard output is a JSON object with the result.
 """
 
 from training.interrupt import Interrupt, Stopped
@@ -34,6 +34,7 @@ import optax
 import tyro
 from flax import nnx
 
+from bop_optax.saving import save
 from experiments.presets import DEFAULT_PRESET, PRESETS
 from training import command
 from training.config import Experiment, RunConfig
@@ -54,8 +55,7 @@ from training.network import (
     step_metrics,
 )
 from training.progress import EpochBar, FirstCall, header
-from training.run import Run, RunError
-from training.weights import save_weights
+from training.run import WEIGHTS, Run, RunError
 
 
 def run(
@@ -100,8 +100,8 @@ def run(
             lambda state: evaluate(count, prepare(state), source.evaluation(), source.in_flight),
             interrupt,
         )
-        weights = nnx.merge_state(state.params, state.batch_stats)
-        save_weights(weights, folder.folder / "weights.npz")
+        model = nnx.merge(network.train_graph, state.params, state.batch_stats)
+        save(model, folder.folder / WEIGHTS)
         plot_curves(folder.metrics, folder.folder / "curves.png")
         seconds = time.perf_counter() - start
         if config.resume:  # the epochs of all processes, without their start

@@ -44,17 +44,29 @@ def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = No
         {'dense': {'bias': 'real', 'kernel': 'binary'}}
         >>> optimizer = optax.partition({"binary": bop(), "real": optax.adam(1e-2)}, labels)
     """
-    rule = is_binary or (lambda _, leaf: getattr(type(leaf), "is_binary", False) is True)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    binary = [bool(rule(path, leaf)) for path, (_, leaf) in zip(paths, leaves, strict=True)]
+    rule = is_binary or has_binary_type
+    leaves = named_leaves(params)
+    binary = [bool(rule(name, leaf)) for name, leaf in leaves]
     if not any(binary):
         raise ValueError(
             "no parameter is binary: "
-            + (", ".join(paths) or "(the tree is empty)")
+            + (", ".join(name for name, _ in leaves) or "(the tree is empty)")
             + "; use BinaryParam (Flax NNX) or with_binary (Flax Linen), or pass is_binary"
         )
-    return treedef.unflatten(["binary" if b else "real" for b in binary])
+    labels = ["binary" if b else "real" for b in binary]
+    return jax.tree.structure(params, is_leaf=_is_box).unflatten(labels)
+
+
+def has_binary_type(name: str, leaf: Any) -> bool:
+    """The rule of `binary_labels` by default: True if the type of the leaf says so."""
+    del name
+    return getattr(type(leaf), "is_binary", False) is True
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The arrays of a tree, in their Variables or boxes, and the places of these in the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box)
+    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
 
 
 def _is_box(node: Any) -> bool:
@@ -62,7 +74,7 @@ def _is_box(node: Any) -> bool:
     # Flax is looked up, not imported: a tree holds Variables or boxes only if Flax is imported.
     nnx, meta = sys.modules.get("flax.nnx"), sys.modules.get("flax.core.meta")
     return (
-        getattr(type(node), "is_binary", False) is True
+        has_binary_type("", node)
         or (nnx is not None and isinstance(node, nnx.Variable))
         or (meta is not None and isinstance(node, meta.AxisMetadata))
     )

@@ -127,6 +127,22 @@ class _BinaryLayer(nnx.Module):
         kernel = self.kernel[...]
         return kernel if self.kernel_quantizer is None else self.kernel_quantizer(kernel)
 
+    def binary_kernel(self) -> jax.Array:
+        """The kernel as ±α in its dtype, also of latent weights and of bits.
+
+        Raises:
+            ValueError: if it is not ±α.
+        """
+        if isinstance(self.kernel, PackedParam):
+            packed = PackedKernel(self.kernel[...], self.kernel_scale[...], self.kernel_shape[-2])
+            return packed.unpack()
+        kernel = self._quantized_kernel()
+        if not _is_binary(kernel):
+            raise ValueError(
+                f"a kernel of shape {kernel.shape} is not −α or +α, with one α for each output"
+            )
+        return kernel
+
     def pack_kernel(self) -> None:
         """Replaces the kernel by its bits, a `PackedParam`, and by α of each output.
 
@@ -136,17 +152,12 @@ class _BinaryLayer(nnx.Module):
         """
         if isinstance(self.kernel, PackedParam):
             return
-        kernel = self._quantized_kernel()
-        if kernel.shape != self.kernel_shape:
+        if self.kernel.shape != self.kernel_shape:
             raise ValueError(
-                f"the kernel has the shape {kernel.shape}, its layer {self.kernel_shape}: pack "
-                "networks that nnx.vmap stacked inside nnx.vmap"
+                f"the kernel has the shape {self.kernel.shape}, its layer {self.kernel_shape}: "
+                "pack networks that nnx.vmap stacked inside nnx.vmap"
             )
-        if not _is_binary(kernel):
-            raise ValueError(
-                f"a kernel of shape {kernel.shape} is not −α or +α, with one α for each output"
-            )
-        packed = pack_kernel(kernel)
+        packed = pack_kernel(self.binary_kernel())
         self.kernel, self.kernel_quantizer = PackedParam(packed.words), None
         self.kernel_scale = nnx.Variable(packed.scale)
 

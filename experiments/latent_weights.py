@@ -28,7 +28,7 @@ from training.config import ImageNet, LatentAdam, LatentSGD
 from training.data.augment import scale
 from training.data.memory import Dataset
 from training.records import read_record, write_json
-from training.run import load_run
+from training.run import load_latent_run
 
 Accuracies = dict[str, dict[str, float]]
 
@@ -120,7 +120,7 @@ def main(run: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = 
             raise ValueError("imagenet2012 does not fit into memory")
         has_files = hasattr(experiment.data, "data_dir")
         config = replace(experiment.data, data_dir=data_dir) if has_files else experiment.data
-        data, model = config.load(), load_run(run).model
+        data, model = config.load(), load_latent_run(run)
     except (ValueError, OSError) as error:
         sys.exit(f"experiments.latent_weights: {error}")
     accuracies = evaluate(model, data, experiment.batch_size)

@@ -16,13 +16,15 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from tensorboardX import SummaryWriter
 
+from bop_optax.layers import LatentParam
+from bop_optax.saving import load
 from training.config import Experiment, RunConfig, from_json
 from training.data.augment import scale
 from training.network import for_inference, layer_options
 from training.records import MACHINE, describe, replacing, result_record, write_json
-from training.weights import load_weights
 
 Tree = TypeVar("Tree")
+WEIGHTS = "weights.safetensors"
 
 
 class RunError(Exception):
@@ -290,11 +292,29 @@ def _probabilities(model: Any, images: jax.Array) -> jax.Array:
     return jax.nn.softmax(model(images).astype(jnp.float32))
 
 
+def load_latent_run(folder: Path | str) -> nnx.Module:
+    """Loads the model of a finished run with the latent weights of its last checkpoint.
+
+    Raises:
+        ValueError: for a folder without a finished run, and without that checkpoint.
+    """
+    model = load_run(folder).model
+    with ocp.CheckpointManager(Path(folder).expanduser().absolute() / "checkpoints") as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise ValueError(f"{folder} has no checkpoint, which holds the latent weights")
+        stored = manager.restore(step, args=ocp.args.StandardRestore())
+    state = nnx.state(model, LatentParam)
+    names, treedef = _flat({"params": state})
+    nnx.update(model, treedef.unflatten([jnp.asarray(stored[name]) for name in names])["params"])
+    return model
+
+
 def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
     """Loads the model of a finished run.
 
     Args:
-        folder: the run's folder, which holds config.json and weights.npz.
+        folder: the run's folder, which holds config.json and weights.safetensors.
         model: the configuration of the network, if it is a class of your own. None: as in
             config.json.
 
@@ -323,9 +343,9 @@ def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
     options = layer_options(optimizer, config.get("dtype", "float32"))
     network = model.build(tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **options)
     try:
-        load_weights(network, folder / "weights.npz")
+        load(folder / WEIGHTS, network)
     except OSError as error:
-        raise ValueError(f"{folder} holds no finished run: weights.npz ({error})") from error
+        raise ValueError(f"{folder} holds no finished run: {WEIGHTS} ({error})") from error
     names = None if images.class_names is None else tuple(images.class_names)
     evaluated, shape = for_inference(network), tuple(images.shape)
     return TrainedModel(network, evaluated, shape, names, images.mean, images.std)

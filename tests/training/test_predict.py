@@ -15,11 +15,12 @@ from PIL import Image
 
 import train
 from bop_optax.layers import BinaryParam, PackedParam
+from bop_optax.saving import save
 from tests.test_train import TINY
 from training import predict
 from training.config import LatentAdam, RunConfig, Schedule
 from training.data.memory import digits
-from training.run import load_run
+from training.run import WEIGHTS, load_run
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
 DATA = digits()
@@ -80,9 +81,9 @@ def test_latent_weights_are_loaded_too(tmp_path):
     [
         (lambda run: (run / "config.json").unlink(), r"holds no finished run: config.json"),
         (lambda run: (run / "config.json").write_text("{}"), r"holds no finished run: config.json"),
-        (lambda run: (run / "weights.npz").unlink(), r"holds no finished run: weights.npz"),
-        (lambda run: (run / "weights.npz").write_bytes(b"PK"), r"weights.npz is damaged"),
-        (lambda run: np.savez(run / "weights.npz", a=1), r"weights.npz does not fit the model"),
+        (lambda run: (run / WEIGHTS).unlink(), rf"holds no finished run: {WEIGHTS}"),
+        (lambda run: (run / WEIGHTS).write_bytes(b"PK"), rf"{WEIGHTS} is damaged"),
+        (lambda run: save({"a": np.ones(1)}, run / WEIGHTS), rf"{WEIGHTS} does not fit: a"),
     ],
 )
 def test_folders_without_a_finished_run(finished, tmp_path, damage, message):

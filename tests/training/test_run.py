@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import train
+from bop_optax.saving import load
 from experiments.presets import PRESETS
 from tests.test_train import TINY
 from tests.training.data.test_tfds import REAL
@@ -51,8 +52,7 @@ def start(*options: object) -> subprocess.Popen[str]:
 
 
 def weights(run_dir: Path) -> dict[str, np.ndarray]:
-    with np.load(run_dir / "weights.npz") as stored:
-        return {name: stored[name] for name in stored.files}
+    return load(run_dir / "weights.safetensors")
 
 
 def metrics(run_dir: Path) -> list[dict]:

@@ -1,0 +1,201 @@
+"""Weights in a safetensors file, one bit for each binary weight.
+
+`import bop_optax` does not import this module, which needs Flax and safetensors.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from bop_optax._labels import has_binary_type, named_leaves
+from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam
+
+VERSION = 1  # of the metadata
+DAMAGE = (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError)
+SCALE = "/scale"  # behind the name of a kernel: its α
+_Tree = TypeVar("_Tree")
+
+
+def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | None = None) -> None:
+    """Writes weights, one bit for each binary one; a killed process leaves no half of a file.
+
+    A tensor has the name of its place in the tree, such as `convs/0/kernel`. Binary weights ±α are
+    the tensor of bits w < 0, uint8, (⌈size ÷ 8⌉,), in row-major order, the lowest bit first. If α
+    is not 1, the tensor `NAME/scale` has α of each output, (out,). The file's metadata has one
+    entry, `bop_optax`: JSON with `version` 1 and `one_bit`, the shape and the dtype of each binary
+    array by its name. Equal weights make equal files.
+
+    Args:
+        tree: an NNX module, of which the file gets parameters and batch statistics; or any pytree
+            of arrays, such as the variables of a Linen module. Of a module latent weights are
+            quantized, see `bop_optax.quantizers.is_one_bit`; a packed one is saved as well.
+        path: the file.
+        is_binary: a rule `is_binary(path, leaf) -> bool` that replaces the types, as in
+            `bop_optax.binary_labels`.
+
+    Raises:
+        ValueError: for a binary array that is not ±α with one α for each output (its last axis),
+            and for names that occur twice. Nothing is written then.
+
+    Example:
+        >>> import tempfile
+        >>> layer = BinaryLinear(64, 8, rngs=nnx.Rngs(0))
+        >>> path = Path(tempfile.mkdtemp(), "layer.safetensors")
+        >>> save(layer, path)
+        >>> load(path)["kernel"].shape
+        (64, 8)
+    """
+    tensors: dict[str, np.ndarray] = {}
+    one_bit: dict[str, dict[str, Any]] = {}
+    rule = is_binary or has_binary_type
+
+    def add(name: str, array: np.ndarray) -> None:
+        if name in tensors:
+            raise ValueError(f"two arrays have the name {name}")
+        tensors[name] = array
+
+    for name, leaf in named_leaves(_state(tree)):
+        array = np.asarray(_value(leaf), order="C")
+        if not rule(name, leaf):
+            add(name, array)
+            continue
+        scale = _scale(array)
+        if not _is_signed(array.dtype) or not (np.abs(array) == scale).all():
+            raise ValueError(f"{name} is not −α or +α, with one α for each output")
+        one_bit[name] = {"shape": array.shape, "dtype": array.dtype.name}
+        add(name, np.packbits((array < 0).ravel(), bitorder="little"))
+        if (scale != 1).any():
+            add(name + SCALE, scale)
+    description = json.dumps({"version": VERSION, "one_bit": one_bit})
+    content = safetensors.numpy.save(tensors, {"bop_optax": description})
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+@overload
+def load(path: Path | str, like: None = None) -> dict[str, np.ndarray]: ...
+
+
+@overload
+def load(path: Path | str, like: _Tree) -> _Tree: ...
+
+
+def load(path: Path | str, like: Any = None) -> Any:
+    """Reads what `save` wrote; executes nothing of the file.
+
+    Args:
+        path: the file, or any other safetensors file.
+        like: an NNX module, whose parameters and batch statistics are replaced; latent weights
+            become the signs. Or a pytree of arrays or shapes, boxes of Linen included. None: only
+            read.
+
+    Returns:
+        `like` itself if it is a module, else a tree like `like`. Without `like` the NumPy arrays by
+        name.
+
+    Raises:
+        ValueError: for a damaged file; for names, shapes or dtypes that are not those of `like`.
+        OSError: for a file that cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> params = {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}
+        >>> path = Path(tempfile.mkdtemp(), "params.safetensors")
+        >>> save(params, path, lambda name, leaf: name == "kernel")
+        >>> load(path, params)["kernel"].dtype
+        dtype('float32')
+    """
+    arrays = _read(Path(path))
+    if like is None:
+        return arrays
+    tree = _parameters(like) if isinstance(like, nnx.Module) else like
+    leaves = named_leaves(tree)
+    expected = {name: (jnp.shape(_value(leaf)), _value(leaf).dtype) for name, leaf in leaves}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    if expected != found:
+        names = dict.fromkeys(name for name, _ in sorted(expected.items() ^ found.items(), key=str))
+        raise ValueError(f"{path} does not fit: {', '.join(names)}")
+    treedef = jax.tree.structure(tree)
+    tree = treedef.unflatten([jnp.asarray(arrays[name]) for name, _ in leaves])
+    if isinstance(like, nnx.Module):
+        nnx.update(like, tree)
+        return like
+    return tree
+
+
+def _parameters(model: nnx.Module) -> nnx.State:
+    """Parameters and batch statistics."""
+    return nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+
+
+def _state(tree: Any) -> Any:
+    """What is saved of a module, its one-bit kernels as ±α; any other tree as it is."""
+    if not isinstance(tree, nnx.Module):
+        return tree
+    model = nnx.clone(tree)
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, BinaryLinear | BinaryConv) and layer.has_binary_kernel():
+            layer.kernel = BinaryParam(layer.binary_kernel())
+    return _parameters(model)
+
+
+def _value(leaf: Any) -> Any:
+    """The array of a leaf, which may be in an NNX variable or a box of Linen."""
+    (value,) = jax.tree.leaves(leaf)
+    return value
+
+
+def _is_signed(dtype: np.dtype) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.signedinteger)
+
+
+def _scale(array: np.ndarray) -> np.ndarray:
+    """α of each output: the magnitudes of the first row; 1 for an array without rows."""
+    outputs = array.shape[-1:]
+    if not array.size:
+        return np.ones(outputs, array.dtype)
+    return np.abs(array.reshape(-1, *outputs)[0])
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file by name."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+        arrays = safetensors.numpy.load_file(path)
+        description = json.loads(metadata.get("bop_optax", '{"version": 1, "one_bit": {}}'))
+        if description["version"] != VERSION:
+            raise ValueError(f"its format has the version {description['version']}, not {VERSION}")
+        for name, entry in description["one_bit"].items():
+            shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
+            scale = arrays.pop(name + SCALE, np.ones(shape[-1:], dtype))
+            arrays[name] = _unpack(arrays[name], shape, dtype, scale)
+    except DAMAGE as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    return arrays
+
+
+def _unpack(
+    bits: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, scale: np.ndarray
+) -> np.ndarray:
+    size = math.prod(shape)
+    if not _is_signed(dtype):
+        raise ValueError(f"{dtype} has no sign")
+    if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
+        raise ValueError(f"{bits.dtype} of shape {bits.shape} cannot hold {size} bits")
+    if (scale.shape, scale.dtype) != (shape[-1:], dtype):
+        raise ValueError(f"α is {scale.dtype} of shape {scale.shape}")
+    negative = np.unpackbits(bits, count=size, bitorder="little").reshape(shape)
+    return np.where(negative, -scale, scale)
