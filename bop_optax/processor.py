@@ -3,22 +3,50 @@
 from functools import cache
 from pathlib import Path
 
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def processor(cpuinfo: Path = CPUINFO) -> dict[str, str]:
+    """What Linux says of the first core, as in {"model name": ..., "flags": ...}.
+
+    Args:
+        cpuinfo: the file that says so.
+
+    Returns:
+        The entries by name; none without the file.
+
+    Example:
+        >>> processor(Path("missing"))
+        {}
+    """
+    return dict(_entries(cpuinfo))
+
+
+def instructions(cpuinfo: Path = CPUINFO) -> list[str]:
+    """Names of the processor's instruction sets, as in ["fma", "avx2", ...].
+
+    Args:
+        cpuinfo: the file that lists them.
+
+    Returns:
+        The names; none without the file.
+
+    Example:
+        >>> instructions(Path("missing"))
+        []
+    """
+    entries = _entries(cpuinfo)
+    return (entries.get("flags") or entries.get("Features") or "").split()  # x86 or ARM
+
 
 @cache
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """What Linux says of the first core, as in {"model name": ..., "flags": ...}; else {}."""
+def _entries(cpuinfo: Path) -> dict[str, str]:
     entries: dict[str, str] = {}
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             key, _, value = line.partition(":")
             entries.setdefault(key.strip(), value.strip())
     return entries
-
-
-def instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """Names of the processor's instruction sets, as ["fma", "avx2", ...]; [] without Linux."""
-    entries = processor(cpuinfo)
-    return (entries.get("flags") or entries.get("Features") or "").split()  # x86 or ARM
 
 
 def compiler_options() -> dict[str, int]:
