@@ -116,10 +116,10 @@ def page_block(records: Iterable[Mapping[str, Any]]) -> str:
 
 def machine_block(records: Sequence[Mapping[str, Any]]) -> str:
     """The newest case of each title, of one machine's records from new to old."""
-    newest, commits, commands, titles = records[0], [], [], {}
+    newest, commits, commands, cases = records[0], [], [], {}
     for record in records:
-        new = {case["title"]: case for case in record["cases"] if case["title"] not in titles}
-        titles |= new
+        new = {case["title"]: case for case in record["cases"] if case["title"] not in cases}
+        cases |= new
         if new:
             changes = " with changes" if record["git_dirty"] else ""
             commits.append(f"{str(record['git_commit'])[:8]}{changes}")
@@ -135,4 +135,4 @@ def machine_block(records: Sequence[Mapping[str, Any]]) -> str:
         f"- Commands: {', '.join(dict.fromkeys(commands))}.",
         "",
     ]
-    return "\n".join([*lines, markdown(titles.values())])
+    return "\n".join([*lines, markdown(cases.values())])

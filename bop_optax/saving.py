@@ -174,7 +174,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-        arrays = safetensors.numpy.load_file(path)
+            arrays = {name: file.get_tensor(name) for name in file.offset_keys()}
         description = json.loads(metadata.get("bop_optax", '{"version": 1, "one_bit": {}}'))
         if description["version"] != VERSION:
             raise ValueError(f"its format has the version {description['version']}, not {VERSION}")
