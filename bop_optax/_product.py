@@ -28,7 +28,7 @@ from bop_optax._popcount import (
     popcount_kernel_gradient,
     popcount_product,
 )
-from bop_optax.processor import instructions
+from bop_optax.processor import counts_words, instructions
 
 # A sum over fewer entries than this does not fill the words that `bit_matmul` unrolls.
 LEAST_SUMMANDS = 512
@@ -184,7 +184,7 @@ def _uses_popcount(product: Product, geometry: Geometry) -> bool:
 def _has_instructions(backward: str | int) -> bool:
     """Whether the processor computes a rounded gradient faster than a float32 one."""
     if isinstance(backward, int):
-        return "avx512_vpopcntdq" in instructions() or backward <= MOST_BITS
+        return counts_words() or backward <= MOST_BITS
     return "avx512_bf16" in instructions()
 
 

@@ -57,5 +57,14 @@ def compiler_options() -> dict[str, int]:
     Example:
         >>> step = jax.jit(lambda x: x + 1, compiler_options=compiler_options())
     """
-    wide = "avx512_vpopcntdq" in instructions()
-    return {"xla_cpu_prefer_vector_width": 512} if wide else {}
+    return {"xla_cpu_prefer_vector_width": 512} if counts_words() else {}
+
+
+def counts_words() -> bool:
+    """Whether the processor counts the ones of each word of a vector by one instruction.
+
+    Example:
+        >>> isinstance(counts_words(), bool)
+        True
+    """
+    return "avx512_vpopcntdq" in instructions()

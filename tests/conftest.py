@@ -38,3 +38,14 @@ def standard_promotion_throughout():
     """The same for a whole module, such as those that train real parameters by Adam."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def use_instructions(monkeypatch):
+    """A function that lets the processor have some instruction sets alone."""
+
+    def use(instructions):
+        flags = {"flags": " ".join(instructions)}
+        monkeypatch.setattr("bop_optax.processor._entries", lambda cpuinfo: flags)
+
+    return use

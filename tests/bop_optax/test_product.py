@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 
 from bop_optax import _convolution, ste_sign
-from bop_optax._bits import bit_matmul, pack, plane_weights, unpack
 from bop_optax._popcount import pack_kernel
 from bop_optax._product import Product, _round_to_bits, binary_product
 from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, rademacher
@@ -52,43 +51,6 @@ def test_product_by_hand(one_bit):
     np.testing.assert_array_equal(product(padding="SAME"), [2, -1, 0])
     np.testing.assert_array_equal(product(padding="SAME", padding_value=1.0), [3, -1, -1])
     np.testing.assert_array_equal(product(padding=[(0, 1)], padding_value=-1.0), [-1, 1])
-
-
-# ---- Bits ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 31, 32, 33, 70])
-@pytest.mark.parametrize("axis", [0, 1, -1])
-def test_pack(size, axis):
-    shape = [3, 4, 5]
-    shape[axis] = size
-    bits = rng.integers(0, 2, shape).astype(bool)
-    words = np.asarray(pack(jnp.asarray(bits), axis)[0])
-    expected = np.moveaxis(bits, axis, 0)
-    expected = np.pad(expected, ((0, -size % 32), (0, 0), (0, 0))).reshape(
-        -1, 32, *expected.shape[1:]
-    )
-    expected = sum(expected[:, i].astype(np.uint32) << np.uint32(i) for i in range(32))
-    np.testing.assert_array_equal(words, np.moveaxis(expected, 0, 2) if axis == -1 else expected)
-    if axis == -1:
-        np.testing.assert_array_equal(unpack(jnp.asarray(words), size), bits)
-
-
-@pytest.mark.parametrize("planes", [1, 2, 5, 8])
-@pytest.mark.parametrize("words", [1, 18, 41, 90])
-@pytest.mark.parametrize("side", [0, 1])
-def test_bit_matmul(planes, words, side):
-    operands = [
-        rng.integers(0, 2**32, (planes if i == side else 1, words, size), dtype=np.uint32)
-        for i, size in enumerate((7, 33))
-    ]
-    for ours, theirs in ((jnp.bitwise_xor, np.bitwise_xor), (jnp.bitwise_and, np.bitwise_and)):
-        bits = theirs(operands[0][..., None], operands[1][:, :, None])
-        ones = np.unpackbits(bits.view(np.uint8).reshape(*bits.shape, 4), axis=-1).sum((-1, 1))
-        expected = np.tensordot(plane_weights(planes), ones.astype(np.int64), 1)
-        np.testing.assert_array_equal(
-            jax.jit(partial(bit_matmul, operation=ours))(*map(jnp.asarray, operands)), expected
-        )
 
 
 # ---- One bit against floats ----------------------------------------------------------------------
@@ -139,12 +101,15 @@ def test_one_bit_equals_float(name, channels):
     expected, float_vjp = jax.vjp(float_product, x, kernel)
     g = normal(*expected.shape)
     bits = 8 if name in ("linear", "same") else 2 if channels == 1 else 4
-    ways = itertools.product(("popcount", "float"), ("float32", "bfloat16", bits))
-    for forward, backward in ways:
-        one_bit = partial(float_product, one_bit=True, product=Product(forward, backward))
-        (y, gradients) = jax.jit(lambda x, w, f=one_bit: (f(x, w), jax.vjp(f, x, w)[1](g)))(
-            x, kernel
-        )
+    ways = list(itertools.product(("popcount", "float"), ("float32", "bfloat16", bits)))
+
+    @jax.jit
+    def each_way(x, kernel):
+        products = (partial(float_product, one_bit=True, product=Product(*way)) for way in ways)
+        vjps = (jax.vjp(product, x, kernel) for product in products)
+        return [(y, vjp(g)) for y, vjp in vjps]
+
+    for (_, backward), (y, gradients) in zip(ways, each_way(x, kernel), strict=True):
         np.testing.assert_array_equal(y, expected)
         assert y.dtype == expected.dtype
         rounded = g
@@ -274,51 +239,6 @@ def test_second_derivatives_are_refused():
         jax.hessian(lambda x: jnp.sum(layer(x) ** 2))(x[:1])
 
 
-# ---- Rounding of gradients -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_rounding_is_unbiased(bits):
-    g = jnp.linspace(-1, 1, 41)
-    levels = 2 ** (bits - 1) - 1
-    draws = []
-    for i in range(400):  # other values elsewhere in the tensor make another draw
-        integers, scale = _round_to_bits(jnp.append(g, 1 + 1e-3 * i), bits)
-        draws.append(integers[:-1].astype(jnp.float32) * scale)
-        assert jnp.max(jnp.abs(integers)) == levels
-        np.testing.assert_array_less(jnp.abs(draws[-1] - g), scale * (1 + 1e-5))
-    error = np.mean(draws, 0) - g
-    deviation = np.max(np.std(draws, 0)) / np.sqrt(len(draws))
-    assert np.max(np.abs(error)) < 5 * deviation
-    assert np.std(error) > 0
-
-
-def test_outliers_are_clipped():
-    g = jnp.append(normal(999) / 10, 100.0)
-    for bits in (2, 4, 8):
-        integers, scale = _round_to_bits(g, bits)
-        bound = min(100.0, 1.5 * 2 ** (bits - 1) * float(jnp.sqrt(jnp.mean(g**2))))
-        np.testing.assert_allclose(float(integers[-1]) * float(scale), bound, rtol=1e-6)
-        assert (bound < 100) == (bits < 8)
-
-
-def test_tiny_gradients_are_rounded_too():
-    integers, scale = _round_to_bits(jnp.full(3, 1e-20), 8)
-    np.testing.assert_array_equal(integers, 127)
-    np.testing.assert_allclose(scale, 1e-20 / 127, rtol=1e-6)
-
-
-def test_rounding_keeps_zeros_and_shows_nan():
-    g = jnp.zeros((5, 7))
-    integers, scale = _round_to_bits(g, 4)
-    assert (integers.dtype, float(scale)) == (np.int8, 0)
-    assert not jnp.any(integers)
-    integers, _ = _round_to_bits(g.at[0, 0].set(2.0), 4)
-    assert jnp.count_nonzero(integers) == 1
-    for value in (jnp.nan, jnp.inf):
-        assert jnp.isnan(_round_to_bits(g.at[0, 0].set(value), 4)[1])
-
-
 # ---- Choice --------------------------------------------------------------------------------------
 
 
@@ -335,8 +255,8 @@ def test_rounding_keeps_zeros_and_shows_nan():
         ("popcount", 8, [], "backward 8"),
     ],
 )
-def test_the_processor_decides(caplog, monkeypatch, forward, backward, instructions, chosen):
-    monkeypatch.setattr("bop_optax._product.instructions", lambda: instructions)
+def test_the_processor_decides(caplog, use_instructions, forward, backward, instructions, chosen):
+    use_instructions(instructions)
     caplog.set_level(logging.DEBUG, "bop_optax.product")
     layer, x = layer_and_images(forward=forward, backward=backward)
     reference, _ = layer_and_images(forward="popcount", backward=backward)
