@@ -45,8 +45,8 @@ def pack(bits: jax.Array, axis: int = -1, planes: int = 1) -> jax.Array:
     bits = jnp.moveaxis(bits, axis, 0)
 
     def word(bits: jax.Array, plane: int) -> jax.Array:  # XLA vectorizes it over the last axis
-        lanes = (_bit(bits[:, i], plane) << np.uint32(i) for i in range(bits.shape[1]))
-        return functools.reduce(jnp.bitwise_or, lanes)
+        lane = jnp.arange(bits.shape[1], dtype=jnp.uint32).reshape(-1, *[1] * (bits.ndim - 2))
+        return functools.reduce(lax.bitwise_or, jnp.unstack(_bit(bits, plane) << lane, axis=1))
 
     parts = [bits[: full * WORD].reshape(full, WORD, *bits.shape[1:])] if full else []
     parts += [bits[None, full * WORD :]] if size % WORD else []
@@ -113,13 +113,15 @@ def count_ones(words: Iterable[jax.Array]) -> jax.Array:
         at.append(word)
         if len(at) == 3 and not counts_words():
             a, b, c = at
-            waiting[level] = [a ^ b ^ c]
-            add((a & b) | ((a ^ b) & c), level + 1)
+            one = lax.bitwise_xor(a, b)
+            waiting[level] = [lax.bitwise_xor(one, c)]
+            two = lax.bitwise_or(lax.bitwise_and(a, b), lax.bitwise_and(one, c))
+            add(two, level + 1)
 
     for word in words:
         add(word)
     counts = (lax.population_count(w) << np.uint32(i) for i in waiting for w in waiting[i])
-    return functools.reduce(jnp.add, counts).astype(jnp.int32)
+    return functools.reduce(lax.add, counts).astype(jnp.int32)
 
 
 def bit_matmul(
@@ -141,7 +143,7 @@ def bit_matmul(
     Args:
         a: uint32, (planes or 1, words, rows).
         b: uint32, (planes or 1, words, columns); columns are vectorized.
-        operation: `jnp.bitwise_xor` or `jnp.bitwise_and`.
+        operation: `lax.bitwise_xor` or `lax.bitwise_and`.
         finish: an elementwise function on the int32 counts (rows, columns) and `operands`; it costs
             no pass of its own.
         operands: further arguments of `finish`.
@@ -153,7 +155,9 @@ def bit_matmul(
     loops = max(1, -(-words // max(16, min(40, 9216 // b.shape[-1]))))
 
     def count(a: jax.Array, b: jax.Array) -> jax.Array:
-        return count_ones(operation(a[i, :, None], b[i]) for i in range(len(a)))
+        shape = (len(a), a.shape[-1], b.shape[-1])
+        each = (jnp.broadcast_to(a[:, :, None], shape), jnp.broadcast_to(b[:, None], shape))
+        return count_ones(map(operation, *map(jnp.unstack, each)))
 
     if planes * loops == 1:
         return _alone(lambda a, b, *rest: finish(count(a[0], b[0]), *rest), a, b, *operands)

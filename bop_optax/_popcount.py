@@ -86,7 +86,7 @@ def popcount_product(words: jax.Array, kernel: PackedKernel, geometry: Geometry)
         sums = (kernel.features - 2 * ones).astype(dtype)
         inside = geometry._replace(pads=((0, 0),) * len(window))
         border = [(geometry.padding_value - 1) * float_product(outside, sums, inside)]
-    return bit_matmul(a[None], b[None], jnp.bitwise_xor, finish, kernel.scale, *border)
+    return bit_matmul(a[None], b[None], lax.bitwise_xor, finish, kernel.scale, *border)
 
 
 def popcount_input_gradient(
@@ -126,7 +126,7 @@ def popcount_input_gradient(
         dx = 2 * positive - total[:, None]
         return dx.reshape(batch, *sizes, features).astype(scale.dtype) * scale
 
-    return bit_matmul(a, b[None], jnp.bitwise_and, finish, total, scale)
+    return bit_matmul(a, b[None], lax.bitwise_and, finish, total, scale)
 
 
 def popcount_kernel_gradient(
@@ -144,7 +144,7 @@ def popcount_kernel_gradient(
     inside = jnp.ones((*words.shape[:-1], 1), bool)
     a = jnp.concatenate([under(~unpack(words, features)), under(inside)], -1)
     b = pack(g, 0, bits).reshape(bits, -1, out)
-    counts = bit_matmul(a[None], b, jnp.bitwise_and)
+    counts = bit_matmul(a[None], b, lax.bitwise_and)
     positive = counts[: -len(at)].reshape(len(at), features, out)
     total = counts[-len(at) :][:, None]  # of the gradients that meet no padding
     gradient = (2 * positive - total).reshape(*window, features, out).astype(jnp.float32)
