@@ -45,8 +45,9 @@ def pack(bits: jax.Array, axis: int = -1, planes: int = 1) -> jax.Array:
     bits = jnp.moveaxis(bits, axis, 0)
 
     def word(bits: jax.Array, plane: int) -> jax.Array:  # XLA vectorizes it over the last axis
-        lane = jnp.arange(bits.shape[1], dtype=jnp.uint32).reshape(-1, *[1] * (bits.ndim - 2))
-        return functools.reduce(lax.bitwise_or, jnp.unstack(_bit(bits, plane) << lane, axis=1))
+        # A shift of all lanes at once would not be vectorized.
+        lanes = (_bit(x, plane) << np.uint32(i) for i, x in enumerate(jnp.unstack(bits, axis=1)))
+        return functools.reduce(lax.bitwise_or, lanes)
 
     parts = [bits[: full * WORD].reshape(full, WORD, *bits.shape[1:])] if full else []
     parts += [bits[None, full * WORD :]] if size % WORD else []
@@ -104,7 +105,7 @@ def count_ones(words: Iterable[jax.Array]) -> jax.Array:
 
     References:
         Muła, Kurz, Lemire. Faster Population Counts Using AVX2 Instructions. 2016,
-        arXiv:1611.07612, section 4.
+        arXiv:1611.07612.
     """
     waiting: dict[int, list[jax.Array]] = {}  # by level: words whose ones count 2^level each
 

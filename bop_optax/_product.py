@@ -32,7 +32,7 @@ from bop_optax.processor import counts_words, instructions
 
 # A sum over fewer entries than this does not fill the words that `bit_matmul` unrolls.
 LEAST_SUMMANDS = 512
-# Without vectors that count their bits, so many bits take as long as a float product.
+# Without vectors that count their bits, 8 bits take longer than float products, and 4 do not.
 MOST_BITS = 4
 # Few bits are spread over magnitudes of up to so many root mean squares for each level.
 OUTLIER = 1.5
