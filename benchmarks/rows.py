@@ -152,7 +152,7 @@ def optimizer(weights: int = WEIGHTS) -> list[Case]:
 def sweep(width: int = 16, batch_size: int = 100) -> list[Case]:
     """A step of several networks in one program, against one network after another."""
     experiment = Experiment(model=BinaryNet(width), batch_size=batch_size, pad=0, flip=False)
-    options = {"experiment": to_json(experiment), "variant": "float32", **CIFAR10}
+    options = {"experiment": to_json(experiment), "variant": "popcount", **CIFAR10}
     return [
         Case(
             f"a step of {networks} networks, BinaryNet, width {width}, batch {batch_size}",

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from bop_optax._bits import bit_matmul, pack, plane_weights, signs, unpack
-from bop_optax._convolution import Geometry, float_product, offsets, output_sizes
+from bop_optax._convolution import (
+    Geometry,
+    float_product,
+    input_gradient_edges,
+    offsets,
+    output_sizes,
+)
 
 
 def output_scale(kernel: jax.Array) -> jax.Array:
@@ -102,18 +108,7 @@ def popcount_input_gradient(
     batch, *sizes, _ = words_shape
     words = pack(g, -1, bits)
     words = words.reshape(bits * batch, *g.shape[1:-1], words.shape[-1])
-    edges = []
-    for size, k, d, s, (low, _), given in zip(
-        sizes,
-        window,
-        geometry.dilation,
-        geometry.strides,
-        geometry.pads,
-        g.shape[1:-1],
-        strict=True,
-    ):
-        before, spread = (k - 1) * d - low, max(0, (given - 1) * s + 1)
-        edges.append((before, size + (k - 1) * d - before - spread, s - 1))
+    edges = input_gradient_edges(sizes, g.shape[1:-1], window, geometry)
     ones = (1,) * len(window)
     under = _under(_pad(words, edges), offsets(window)[::-1], sizes, ones, geometry.dilation)
     under = [w.reshape(bits, -1, w.shape[-1]) for w in under]

@@ -6,10 +6,10 @@ numbers; `Product.backward` rounds these to few bits where speed is asked for.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,13 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bop_optax._bits import pack, signs, unpack
-from bop_optax._convolution import Geometry, float_product, kernel_gradient, output_sizes
+from bop_optax._convolution import (
+    Geometry,
+    float_product,
+    input_gradient,
+    kernel_gradient,
+    output_sizes,
+)
 from bop_optax._noise import noise
 from bop_optax._popcount import (
     PackedKernel,
@@ -156,7 +162,12 @@ def binary_product(
     if packed:
         x = _without_derivative(x, PACKED)
         if popcount:
-            return popcount_product(pack(x < 0)[0], kernel, geometry)
+
+            def counted(words: jax.Array, scale: jax.Array, x: jax.Array) -> jax.Array:
+                packed = PackedKernel(words, scale, kernel.features)
+                return popcount_product(pack(x < 0)[0], packed, geometry)
+
+            return _one_kernel_at_a_time(counted, kernel.words, kernel.scale, x)
         return float_product(x, kernel.unpack(), geometry, precision)
     if not one_bit:
         return float_product(x, kernel, geometry, precision)
@@ -201,22 +212,34 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     x, kernel = (_without_derivative(operand, SECOND) for operand in (x, kernel))
     words = pack(x < 0)[0]  # the backward pass keeps one bit of each activation
-    if way.popcount:
-        y = popcount_product(words, pack_kernel(kernel), way.geometry)
-    else:
-        y = float_product(x, kernel, way.geometry, way.precision)
-    return y, (words, kernel)
+    if not way.popcount:
+        return float_product(x, kernel, way.geometry, way.precision), (words, kernel)
+
+    def counted(kernel: jax.Array, words: jax.Array) -> jax.Array:
+        return popcount_product(words, pack_kernel(kernel), way.geometry)
+
+    return _one_kernel_at_a_time(counted, kernel, words), (words, kernel)
 
 
 def _backward(
     way: _Way, kept: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     words, kernel = kept
-    g, geometry, bits = _without_derivative(g, SECOND), way.geometry, way.backward
+    g = _without_derivative(g, SECOND)
+    gradients = partial(_gradients, way)
+    if way.popcount:
+        return _one_kernel_at_a_time(gradients, kernel, words, g)
+    return gradients(kernel, words, g)
+
+
+def _gradients(
+    way: _Way, kernel: jax.Array, words: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    sizes, geometry, bits = words.shape[1:-1], way.geometry, way.backward
     if not isinstance(bits, int):
         rounded = jnp.bfloat16 if bits == "bfloat16" else g.dtype
         g = g.astype(rounded).astype(g.dtype)
-        dx = _float_input_gradient(kernel, g, words, way)
+        dx = input_gradient(kernel, g, sizes, geometry, way.precision)
         operand_dtype = rounded if way.native else g.dtype
         return dx, _float_kernel_gradient(kernel, g, words, way, operand_dtype)
     alpha, dtype = output_scale(kernel), kernel.dtype
@@ -225,7 +248,8 @@ def _backward(
     if way.native:
         dx = popcount_input_gradient(g, kernel, words.shape, geometry, bits, scale)
     else:
-        dx = _float_input_gradient(signs(kernel < 0, wide), g.astype(wide), words, way) * scale
+        dx = signs(kernel < 0, wide)
+        dx = input_gradient(dx, g.astype(wide), sizes, geometry, way.precision) * scale
     if way.native and g.size // g.shape[-1] >= LEAST_SUMMANDS:
         dw = popcount_kernel_gradient(words, g, kernel.shape, geometry, bits).astype(wide)
     else:
@@ -233,17 +257,6 @@ def _backward(
     alpha = alpha.astype(wide)
     dw *= jnp.where(alpha > 0, scale / alpha, jnp.zeros([], wide))
     return dx.astype(dtype), dw.astype(dtype)
-
-
-def _float_input_gradient(
-    kernel: jax.Array, g: jax.Array, words: jax.Array, way: _Way
-) -> jax.Array:
-    shape = (*words.shape[:-1], kernel.shape[-2] * way.geometry.groups)
-
-    def product(x: jax.Array) -> jax.Array:
-        return float_product(x, kernel, way.geometry, way.precision)
-
-    return jax.linear_transpose(product, jax.ShapeDtypeStruct(shape, g.dtype))(g)[0]
 
 
 def _float_kernel_gradient(
@@ -261,6 +274,25 @@ def _float_kernel_gradient(
 
 
 _one_bit_product.defvjp(_forward, _backward)
+
+
+def _one_kernel_at_a_time(
+    function: Callable[..., Any], kernel: jax.Array, *operands: jax.Array
+) -> Any:
+    """`function(kernel, *operands)`; under `jax.vmap` over kernels, one kernel after another.
+
+    For a batch of kernels XLA has no fast convolutions on CPUs, and no fast loops over words.
+    """
+    call = jax.custom_batching.custom_vmap(function)
+
+    @call.def_vmap
+    def _(size: int, batched: list[Any], *operands: jax.Array) -> tuple[Any, Any]:
+        each = jax.custom_batching.sequential_vmap(function) if batched[0] else function
+        axes = [0 if mapped else None for mapped in batched]
+        y = jax.vmap(each, axes, axis_size=size)(*operands)
+        return y, jax.tree.map(lambda _: True, y)
+
+    return call(kernel, *operands)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

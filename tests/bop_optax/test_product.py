@@ -206,6 +206,30 @@ def test_transformations(backward):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("backward", ["float32", 4])
+def test_networks_under_vmap(backward):
+    """Several kernels are multiplied one after another, also under a second vmap over examples."""
+    graph, params = nnx.split(layer_and_images(forward="popcount", backward=backward)[0])
+    kernels, x = signs(3, 3, 3, 33, 20), normal(2, 2, 5, 5, 33)
+    params = jax.tree.map(lambda _: kernels, params)
+
+    def gradients(params, x):
+        return jax.value_and_grad(lambda p: jnp.sum(jnp.sin(nnx.merge(graph, p)(x))))(params)
+
+    networks = jax.jit(jax.vmap(gradients, (0, None)))
+    both = jax.jit(jax.vmap(jax.vmap(gradients, (None, 0)), (0, None)))(params, x)
+    for i in range(3):
+        one = jax.tree.map(lambda p, i=i: p[i], params)
+        expected = jax.tree.leaves(jax.jit(gradients)(one, x[1]))
+        for ours, theirs in zip(jax.tree.leaves(networks(params, x[1])), expected, strict=True):
+            np.testing.assert_allclose(ours[i], theirs, rtol=1e-5, atol=1e-4)
+        for ours, theirs in zip(jax.tree.leaves(both), expected, strict=True):
+            np.testing.assert_allclose(ours[i, 1], theirs, rtol=1e-5, atol=1e-4)
+    lowered = networks.lower(params, x[1]).as_text()
+    assert "stablehlo.while" in lowered
+    assert all("feature_group_count = 1 " in c for c in lowered.split("stablehlo.convolution")[1:])
+
+
 def test_eight_devices_share_a_batch():
     layer, x = layer_and_images(forward="popcount", backward=8)
     graph, params = nnx.split(layer)
