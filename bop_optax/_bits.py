@@ -176,8 +176,9 @@ def bit_matmul(
         ones = count(*(lax.dynamic_index_in_dim(x, i % len(x), 0, False) for x in (a, b)))
         return total + (ones if planes == 1 else ones * weights[i // loops])
 
-    total = jnp.zeros((a.shape[-1], b.shape[-1]), jnp.int32)
-    return finish(lax.fori_loop(0, planes * loops, add, total), *operands)
+    total = jax.ShapeDtypeStruct((a.shape[-1], b.shape[-1]), jnp.int32)
+    total = lax.fori_loop(0, planes * loops, add, _zeros(total, a, b))
+    return finish(total, *operands)
 
 
 def _alone(function: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
@@ -187,4 +188,10 @@ def _alone(function: Callable[..., jax.Array], *operands: jax.Array) -> jax.Arra
     """
     shape = jax.eval_shape(function, *operands)
     holds = operands[0].reshape(-1)[0] | np.uint32(1) != 0
-    return lax.cond(holds, function, lambda *_: jnp.zeros(shape.shape, shape.dtype), *operands)
+    return lax.cond(holds, function, lambda *operands: _zeros(shape, *operands), *operands)
+
+
+def _zeros(shape: jax.ShapeDtypeStruct, *operands: jax.Array) -> jax.Array:
+    """Zeros that `jax.shard_map` takes for a function of the operands."""
+    nothing = (jnp.zeros_like(x.reshape(-1)[0]).astype(shape.dtype) for x in operands)
+    return sum(nothing, jnp.zeros(shape.shape, shape.dtype))

@@ -10,6 +10,7 @@ from jax import lax
 from bop_optax._bits import bit_matmul, pack, plane_weights, signs, unpack
 from bop_optax._convolution import (
     Geometry,
+    entries_under,
     float_product,
     input_gradient_edges,
     offsets,
@@ -50,37 +51,19 @@ def _pad(words: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
     return lax.pad(words, jnp.zeros([], words.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
 
 
-def _under(
-    x: jax.Array,
-    at: Sequence[tuple[int, ...]],
-    sizes: Sequence[int],
-    strides: Sequence[int],
-    dilation: Sequence[int],
-) -> list[jax.Array]:
-    """For each offset within a window the entries under it, (batch, *sizes, channels)."""
-    slices = [
-        tuple(
-            slice(i * d, i * d + (size - 1) * s + 1, s)
-            for i, d, size, s in zip(offset, dilation, sizes, strides, strict=True)
-        )
-        for offset in at
-    ]
-    return [x[:, *each] for each in slices]
-
-
 def popcount_product(words: jax.Array, kernel: PackedKernel, geometry: Geometry) -> jax.Array:
     """The product of ±1, packed as (batch, *spatial, words) of the bits x < 0, by a kernel."""
     *window, _, out = kernel.words.shape
     pads, dtype = geometry.pads, kernel.scale.dtype
     sizes = output_sizes(words.shape[1:-1], window, geometry)
     padded = _pad(words, [(low, high, 0) for low, high in pads])
-    under = _under(padded, offsets(window), sizes, geometry.strides, geometry.dilation)
+    under = entries_under(padded, offsets(window), sizes, geometry.strides, geometry.dilation)
     a = jnp.concatenate([jnp.moveaxis(w, -1, 0).reshape(w.shape[-1], -1) for w in under])
     b = kernel.words.reshape(-1, out)
     terms = len(under) * kernel.features
 
     def finish(ones: jax.Array, scale: jax.Array, *border: jax.Array) -> jax.Array:
-        y = (terms - 2 * ones).reshape(len(words), *sizes, out).astype(dtype)
+        y = (terms - 2 * ones).reshape(words.shape[0], *sizes, out).astype(dtype)
         return sum(border, y) * scale
 
     border = []
@@ -110,7 +93,7 @@ def popcount_input_gradient(
     words = words.reshape(bits * batch, *g.shape[1:-1], words.shape[-1])
     edges = input_gradient_edges(sizes, g.shape[1:-1], window, geometry)
     ones = (1,) * len(window)
-    under = _under(_pad(words, edges), offsets(window)[::-1], sizes, ones, geometry.dilation)
+    under = entries_under(_pad(words, edges), offsets(window)[::-1], sizes, ones, geometry.dilation)
     under = [w.reshape(bits, -1, w.shape[-1]) for w in under]
     a = jnp.concatenate([jnp.moveaxis(w, -1, 1) for w in under], 1)
     b = jnp.moveaxis(pack(kernel > 0)[0], -1, -2).reshape(-1, features)
@@ -133,7 +116,7 @@ def popcount_kernel_gradient(
 
     def under(bits: jax.Array) -> jax.Array:  # (batch, *spatial, channels) → (words, rows)
         x = _pad(pack(bits, 0)[0], [(low, high, 0) for low, high in geometry.pads])
-        each = _under(x, at, sizes, geometry.strides, geometry.dilation)
+        each = entries_under(x, at, sizes, geometry.strides, geometry.dilation)
         return jnp.concatenate([w.reshape(-1, w.shape[-1]) for w in each], -1)
 
     inside = jnp.ones((*words.shape[:-1], 1), bool)

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from bop_optax._bits import pack, signs, unpack
 from bop_optax._convolution import (
     Geometry,
+    explicit_pads,
     float_product,
     input_gradient,
     kernel_gradient,
@@ -151,10 +152,7 @@ def binary_product(
     *window, _, out = (kernel.words if packed else kernel).shape
     strides = tuple(strides or [1] * len(window))
     dilation = tuple(kernel_dilation or [1] * len(window))
-    if isinstance(padding, str):
-        spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
-        padding = lax.padtype_to_pads(x.shape[1:-1], spans, strides, padding)
-    pads = tuple((int(low), int(high)) for low, high in padding)[: len(window)]
+    pads = explicit_pads(padding, x.shape[1:-1], window, strides, dilation)
     geometry = Geometry(strides, pads, float(padding_value), dilation, feature_group_count)
     sizes = output_sizes(x.shape[1:-1], window, geometry)
     one_bit = bool(one_bit and x.size and out and all(sizes))  # else there is nothing to multiply
@@ -162,10 +160,11 @@ def binary_product(
     if packed:
         x = _without_derivative(x, PACKED)
         if popcount:
+            features = kernel.features
 
             def counted(words: jax.Array, scale: jax.Array, x: jax.Array) -> jax.Array:
-                packed = PackedKernel(words, scale, kernel.features)
-                return popcount_product(pack(x < 0)[0], packed, geometry)
+                kernel = PackedKernel(words, scale, features)
+                return popcount_product(pack(x < 0)[0], kernel, geometry)
 
             return _one_kernel_at_a_time(counted, kernel.words, kernel.scale, x)
         return float_product(x, kernel.unpack(), geometry, precision)

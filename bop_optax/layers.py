@@ -16,6 +16,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
+from bop_optax._convolution import convolution as convolution
 from bop_optax._popcount import PackedKernel, output_scale, pack_kernel
 from bop_optax._product import Product, binary_product
 from bop_optax.quantizers import is_one_bit
@@ -370,7 +371,8 @@ class BinaryConv(_BinaryLayer):
 
 def _is_binary(kernel: jax.Array) -> bool:
     """Whether the values are ±α, with one α for each output; True for values not known yet."""
-    return isinstance(kernel, Tracer) or bool(jnp.all(jnp.abs(kernel) == output_scale(kernel)))
+    binary = jnp.all(jnp.abs(kernel) == output_scale(kernel))
+    return isinstance(binary, Tracer) or bool(binary)
 
 
 def _per_dimension(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:

@@ -28,12 +28,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from bop_optax import approx_sign
-from bop_optax.layers import BinaryConv, Product, Quantizer, glorot_uniform
+from bop_optax.layers import BinaryConv, Product, Quantizer, convolution, glorot_uniform
 from models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.8) and the real convolutions of the authors' code.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.8, epsilon=1e-3)
-RealConv = partial(nnx.Conv, use_bias=False, kernel_init=nnx.initializers.glorot_normal())
+RealConv = partial(
+    nnx.Conv,
+    use_bias=False,
+    kernel_init=nnx.initializers.glorot_normal(),
+    conv_general_dilated=convolution,
+)
 
 
 class BiRealNet(nnx.Module):

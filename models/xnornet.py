@@ -27,7 +27,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
-from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer, glorot_uniform
+from bop_optax.layers import (
+    BinaryConv,
+    BinaryLinear,
+    Product,
+    Quantizer,
+    convolution,
+    glorot_uniform,
+)
 from models.binary_alexnet import last_map
 from models.pooling import max_pool
 
@@ -86,7 +93,14 @@ class XNORNet(nnx.Module):
         real = {"use_bias": False, "kernel_init": glorot_uniform, "dtype": dtype, "rngs": rngs}
         norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
         features = 3 * width
-        self.stem = nnx.Conv(image_shape[-1], features, (11, 11), strides=4, **real)
+        self.stem = nnx.Conv(
+            image_shape[-1],
+            features,
+            (11, 11),
+            strides=4,
+            conv_general_dilated=convolution,
+            **real,
+        )
         self.stem_norm = norm(features, epsilon=1e-5)
         convs, denses, norms = [], [], [norm(features, epsilon=1e-4)]
         for out, side in ((8 * width, 5), (12 * width, 3), (12 * width, 3), (8 * width, 3)):

@@ -143,3 +143,28 @@ def test_subclasses():
     np.testing.assert_array_equal(pack(doubled)(x), doubled(x))
     np.testing.assert_array_equal(pack(wide)(x), wide(x))
     assert isinstance(pack(wide).kernel, PackedParam)
+
+
+@pytest.mark.parametrize("packs", [lambda layer: layer, pack], ids=["as trained", "packed"])
+def test_batches_of_any_size_are_exported(packs):
+    model = nnx.Sequential(
+        BinaryConv(3, 40, (3, 3), rngs=nnx.Rngs(0)),
+        BinaryConv(40, 8, (3, 3), input_quantizer=ste_sign, rngs=nnx.Rngs(1)),
+        lambda x: x.mean((1, 2)),
+        BinaryLinear(8, 4, input_quantizer=ste_sign, rngs=nnx.Rngs(2)),
+    )
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, 5, 6, 3), "float32")
+    exported = jax.export.export(jax.jit(lambda x: packs(model)(x)))(images)
+    x = jax.random.normal(jax.random.key(0), (7, 5, 6, 3))
+    np.testing.assert_allclose(exported.call(x), model(x), rtol=1e-6)
+
+
+def test_shares_of_a_batch_under_shard_map():
+    layer = BinaryConv(40, 8, (3, 3), input_quantizer=ste_sign, rngs=nnx.Rngs(1))
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jax.random.normal(jax.random.key(0), (8, 5, 6, 40))
+    for model in (layer, pack(layer)):
+        spec = jax.P("batch")
+        shares = jax.shard_map(lambda x, m=model: m(x), mesh=mesh, in_specs=spec, out_specs=spec)
+        np.testing.assert_array_equal(jax.jit(shares)(x), layer(x))
