@@ -70,7 +70,7 @@ def test_which_shapes_take_a_matrix_product(name):
 @pytest.mark.parametrize(
     "options",
     [
-        {"window_strides": (1, 0)},
+        {"window_strides": (1, -1)},
         {"rhs_dilation": (0, 1)},
         {"padding": [(0, 0)] * 3},
         {"padding": [(1.5, 1), (1, 1)]},
