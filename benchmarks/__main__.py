@@ -10,6 +10,7 @@ in the table. Each run writes a record to experiments/results/benchmarks/runs, f
 `python -m experiments.report` writes docs/benchmarks.md.
 """
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -79,8 +80,10 @@ def main(
             if racers:
                 yield race(place, racers, workers, minutes)
 
-        settings = f"--repeats {repeats} --seconds {seconds} --minutes {minutes}"
-        write_record(measured(), f"python -m benchmarks {' '.join(rows)} {settings}", out)
+        command = ["python", "-m", "benchmarks", *rows]
+        command += ["--variants", *variants] if left_out else []
+        command += ["--repeats", f"{repeats}", "--seconds", f"{seconds}", "--minutes", f"{minutes}"]
+        write_record(measured(), shlex.join(command), out)
 
 
 def make_cases(row: str, place: Place) -> list[Case]:
