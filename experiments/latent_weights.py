@@ -28,7 +28,7 @@ from training.config import ImageNet, LatentAdam, LatentSGD
 from training.data.augment import scale
 from training.data.memory import Dataset
 from training.records import read_record, write_json
-from training.run import load_latent_run
+from training.trained import load_latent_run
 
 Accuracies = dict[str, dict[str, float]]
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 WITH_PYTHON = [page for page in PAGES if "```python" in page.read_text()]
 MODULES = ["training.config", "training.config.schedule", "training.data.memory", "training.run"]
-MODULES += ["training.data.stream", "training.data.imagenet", "training.data.pipeline"]
+MODULES += ["training.trained", "training.data.stream", "training.data.imagenet"]
+MODULES += ["training.data.pipeline"]
 
 
 def name(page: Path) -> str:

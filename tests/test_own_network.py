@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.run import load_run
+from training.trained import load_run
 
 ROOT = Path(__file__).parents[1]
 

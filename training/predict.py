@@ -9,7 +9,7 @@ import tyro
 from PIL import Image
 
 from training.data.imagenet import BadImage, decode
-from training.run import TrainedModel, load_run
+from training.trained import TrainedModel, load_run
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:

@@ -6,21 +6,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
-from typing import Any, NamedTuple, Self, TypeVar, get_type_hints
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 from tensorboardX import SummaryWriter
 
-from bop_optax.layers import LatentParam
-from bop_optax.saving import load
-from training.config import Experiment, RunConfig, from_json
-from training.data.augment import scale
-from training.network import for_inference, layer_options
+from training.config import Experiment, RunConfig
 from training.records import MACHINE, describe, replacing, result_record, write_json
 
 Tree = TypeVar("Tree")
@@ -118,7 +112,7 @@ class Run:
             )
         self._read_metrics(epochs, step % steps_per_epoch == 0)
         if step:
-            flat, treedef = _flat(state)
+            flat, treedef = named_leaves(state)
             template = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
             try:
                 restored = self._checkpoints.restore(step, args=ocp.args.StandardRestore(template))
@@ -174,7 +168,7 @@ class Run:
         if self._checkpoints is None:
             raise RuntimeError("restore() opens a run for writing: call it before save()")
         if step != self._checkpoints.latest_step():
-            copies = jax.tree.map(jnp.copy, _flat(state)[0])
+            copies = jax.tree.map(jnp.copy, named_leaves(state)[0])
             self._checkpoints.save(step, args=ocp.args.StandardSave(copies), force=True)
 
     def saves_after(self, epoch: int) -> bool:
@@ -203,7 +197,7 @@ class Run:
         self._lock.close()
 
 
-def _flat(state: Any) -> tuple[dict[str, jax.Array], Any]:
+def named_leaves(state: Any) -> tuple[dict[str, jax.Array], Any]:
     """Leaves by name: a checkpoint's format, which needs neither Flax nor Optax to be read."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in flat}, treedef
@@ -250,102 +244,3 @@ def _holds_something(folder: Path) -> bool:
     return folder.is_dir() and any(
         p.suffix != ".tmp" and p.name != ".lock" for p in folder.iterdir()
     )
-
-
-# ---- A finished run ------------------------------------------------------------------------------
-
-
-class TrainedModel(NamedTuple):
-    """A model with the weights of a run, in evaluation mode, and the images that it takes.
-
-    Attributes:
-        model: maps scaled images to logits.
-        evaluated: gives the same logits; on a CPU packed, see `bop_optax.packing.pack`.
-        image_shape: (height, width, channels) of one image.
-        class_names: one for each class, or None.
-        mean, std: what the images are scaled by: (x − mean) / std.
-    """
-
-    model: nnx.Module
-    evaluated: nnx.Module
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...] | None
-    mean: Any
-    std: Any
-
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Classifies images.
-
-        Args:
-            images: uint8, `(number, *image_shape)`.
-
-        Returns:
-            float32, (number, classes), each row adding up to 1.
-        """
-        return np.asarray(
-            _probabilities(self.evaluated, scale(jnp.asarray(images), self.mean, self.std))
-        )
-
-
-@nnx.jit
-def _probabilities(model: Any, images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(model(images).astype(jnp.float32))
-
-
-def load_latent_run(folder: Path | str) -> nnx.Module:
-    """Loads the model of a finished run with the latent weights of its last checkpoint.
-
-    Raises:
-        ValueError: for a folder without a finished run, and without that checkpoint.
-    """
-    model = load_run(folder).model
-    with ocp.CheckpointManager(Path(folder).expanduser().absolute() / "checkpoints") as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ValueError(f"{folder} has no checkpoint, which holds the latent weights")
-        stored = manager.restore(step, args=ocp.args.StandardRestore())
-    state = nnx.state(model, LatentParam)
-    names, treedef = _flat({"params": state})
-    nnx.update(model, treedef.unflatten([jnp.asarray(stored[name]) for name in names])["params"])
-    return model
-
-
-def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
-    """Loads the model of a finished run.
-
-    Args:
-        folder: the run's folder, which holds config.json and weights.safetensors.
-        model: the configuration of the network, if it is a class of your own. None: as in
-            config.json.
-
-    Raises:
-        ValueError: for a folder without a finished run, and for weights that do not fit.
-
-    Example:
-        >>> trained = load_run("runs/digits")  # doctest: +SKIP
-        >>> trained.probabilities(images).argmax(-1)  # doctest: +SKIP
-        array([3, 1, 4])
-    """
-    folder = Path(folder).expanduser()
-    try:
-        description = json.loads((folder / "config.json").read_text())
-        config, images = description["config"], SimpleNamespace(**description["images"])
-        hints = get_type_hints(Experiment)
-        optimizer = from_json(config["optimizer"], hints["optimizer"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no finished run: config.json ({error})") from error
-    try:
-        model = model or from_json(config["model"], hints["model"])
-    except ValueError as error:
-        raise ValueError(
-            f"{folder}/config.json: {error}: use load_run(folder, model=...) in Python"
-        ) from error
-    options = layer_options(optimizer, config.get("dtype", "float32"))
-    network = model.build(tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **options)
-    try:
-        load(folder / WEIGHTS, network)
-    except OSError as error:
-        raise ValueError(f"{folder} holds no finished run: {WEIGHTS} ({error})") from error
-    names = None if images.class_names is None else tuple(images.class_names)
-    evaluated, shape = for_inference(network), tuple(images.shape)
-    return TrainedModel(network, evaluated, shape, names, images.mean, images.std)

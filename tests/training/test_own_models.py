@@ -13,7 +13,7 @@ from bop_optax.layers import BinaryLinear
 from tests.test_train import TINY
 from training.config import Bop, RunConfig
 from training.data.memory import digits
-from training.run import load_run
+from training.trained import load_run
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
 

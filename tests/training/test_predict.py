@@ -20,7 +20,8 @@ from tests.test_train import TINY
 from training import predict
 from training.config import LatentAdam, RunConfig, Schedule
 from training.data.memory import digits
-from training.run import WEIGHTS, load_run
+from training.run import WEIGHTS
+from training.trained import load_run
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
 DATA = digits()
