@@ -22,6 +22,7 @@ import tyro
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from bop_optax.processor import traced_for
 from experiments.presets import PRESETS
 from train import make_optimizer, make_train_step
 from training.data import Batch
@@ -102,7 +103,8 @@ def step_memory(preset: str, batch_size: int, target: Any = None) -> dict[str, i
         arguments = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
         )
-        lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))
+        with traced_for("cuda"):
+            lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))
         compiled = lowered.compile(compiler_options={"xla_gpu_autotune_level": "0"})
     analysis: Any = compiled.memory_analysis()
     taken, given = analysis.argument_size_in_bytes, analysis.output_size_in_bytes

@@ -12,6 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from bop_optax._bits import signs, unpack
+from bop_optax.processor import for_cpu
 
 # `kernel_gradient` unpacks about so many signs at a time, which then stay in the cache.
 UNPACKED = 2**20
@@ -164,7 +165,7 @@ def convolution(
         or not all(isinstance(size, int) for size in spatial)  # of an exported function
         or 0 in (features, *y.shape)
     )
-    if unusual or features > FEW or jax.default_backend() != "cpu":
+    if unusual or features > FEW or not for_cpu():
         return by_xla(lhs, rhs)
     *window, _, out = rhs.shape
     strides = tuple(window_strides)

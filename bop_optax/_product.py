@@ -35,7 +35,7 @@ from bop_optax._popcount import (
     popcount_kernel_gradient,
     popcount_product,
 )
-from bop_optax.processor import counts_words, instructions
+from bop_optax.processor import counts_words, for_cpu, instructions
 
 # A sum over fewer entries than this does not fill the words that `bit_matmul` unrolls.
 LEAST_SUMMANDS = 512
@@ -187,7 +187,7 @@ def _uses_popcount(product: Product, geometry: Geometry) -> bool:
     if geometry.groups > 1:
         return False
     if product.forward == "auto":
-        return jax.default_backend() == "cpu"
+        return for_cpu()
     return product.forward == "popcount"
 
 

@@ -1,8 +1,14 @@
-"""The processor of this machine, and how XLA should compile for it."""
+"""The processor of this machine, how XLA should compile for it, and other targets."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
+import jax
+
+_target: ContextVar[str | None] = ContextVar("target", default=None)
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -58,6 +64,37 @@ def compiler_options() -> dict[str, int]:
         >>> step = jax.jit(lambda x: x + 1, compiler_options=compiler_options())
     """
     return {"xla_cpu_prefer_vector_width": 512} if counts_words() else {}
+
+
+@contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Products that are traced inside are chosen for this platform, not for that of this machine.
+
+    It is for programs that are compiled or exported for an absent device.
+
+    Args:
+        platform: JAX's name for it: "cpu", "cuda", "rocm" or "tpu".
+
+    Example:
+        >>> with traced_for("cuda"):
+        ...     exported = jax.export.export(jax.jit(jnp.sin), platforms=["cuda"])(jnp.ones(3))
+    """
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def for_cpu() -> bool:
+    """Whether products are traced for a CPU: this machine's, unless inside `traced_for`.
+
+    Example:
+        >>> with traced_for("cuda"):
+        ...     for_cpu()
+        False
+    """
+    return (_target.get() or jax.default_backend()) == "cpu"
 
 
 def counts_words() -> bool:

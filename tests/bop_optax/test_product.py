@@ -15,6 +15,7 @@ from bop_optax import _convolution, ste_sign
 from bop_optax._popcount import pack_kernel
 from bop_optax._product import Product, _round_to_bits, binary_product
 from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, rademacher
+from bop_optax.processor import traced_for
 
 rng = np.random.default_rng(0)
 
@@ -228,6 +229,19 @@ def test_networks_under_vmap(backward):
     lowered = networks.lower(params, x[1]).as_text()
     assert "stablehlo.while" in lowered
     assert all("feature_group_count = 1 " in c for c in lowered.split("stablehlo.convolution")[1:])
+
+
+@pytest.mark.parametrize(("platform", "counts"), [("cpu", True), ("cuda", False)])
+def test_products_for_a_device_that_need_not_be_here(platform, counts):
+    model = nnx.Sequential(
+        BinaryConv(3, 33, (3, 3), rngs=nnx.Rngs(0)),
+        BinaryConv(33, 8, (3, 3), input_quantizer=ste_sign, rngs=nnx.Rngs(1)),
+    )
+    with traced_for(platform):
+        export = jax.export.export(jax.jit(lambda x: model(x)), platforms=[platform])
+        text = export(jax.ShapeDtypeStruct((2, 9, 9, 3), "float32")).mlir_module()
+    assert ("stablehlo.popcnt" in text) == counts
+    assert text.count("stablehlo.convolution") == (0 if counts else 2)
 
 
 def test_eight_devices_share_a_batch():
