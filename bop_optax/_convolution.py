@@ -112,8 +112,8 @@ def convolution(
     takes 3 to 6 times as long. Other shapes, layouts and devices take XLA's convolution.
 
     Args:
-        lhs: images, (batch, *spatial, in).
-        rhs: kernel, (*window, in, out).
+        lhs: images, `(batch, *spatial, in)`.
+        rhs: kernel, `(*window, in, out)`.
         window_strides: one per spatial dimension.
         padding: "SAME", "VALID", or a (low, high) pair per spatial dimension.
         lhs_dilation: see `jax.lax.conv_general_dilated`.
@@ -126,7 +126,7 @@ def convolution(
         options: further arguments of `jax.lax.conv_general_dilated`.
 
     Returns:
-        (batch, *spatial, out), in the dtype of `lhs`.
+        `(batch, *spatial, out)`, in the dtype of `lhs`.
 
     Raises:
         ValueError, TypeError: as `jax.lax.conv_general_dilated`.
