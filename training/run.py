@@ -112,7 +112,7 @@ class Run:
             )
         self._read_metrics(epochs, step % steps_per_epoch == 0)
         if step:
-            flat, treedef = named_leaves(state)
+            flat, treedef = leaves_by_name(state)
             template = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
             try:
                 restored = self._checkpoints.restore(step, args=ocp.args.StandardRestore(template))
@@ -168,7 +168,7 @@ class Run:
         if self._checkpoints is None:
             raise RuntimeError("restore() opens a run for writing: call it before save()")
         if step != self._checkpoints.latest_step():
-            copies = jax.tree.map(jnp.copy, named_leaves(state)[0])
+            copies = jax.tree.map(jnp.copy, leaves_by_name(state)[0])
             self._checkpoints.save(step, args=ocp.args.StandardSave(copies), force=True)
 
     def saves_after(self, epoch: int) -> bool:
@@ -197,7 +197,7 @@ class Run:
         self._lock.close()
 
 
-def named_leaves(state: Any) -> tuple[dict[str, jax.Array], Any]:
+def leaves_by_name(state: Any) -> tuple[dict[str, jax.Array], Any]:
     """Leaves by name: a checkpoint's format, which needs neither Flax nor Optax to be read."""
     flat, treedef = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in flat}, treedef

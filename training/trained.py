@@ -16,7 +16,7 @@ from bop_optax.saving import load
 from training.config import Experiment, from_json
 from training.data.augment import scale
 from training.network import for_inference, layer_options
-from training.run import WEIGHTS, named_leaves
+from training.run import WEIGHTS, leaves_by_name
 
 
 class TrainedModel(NamedTuple):
@@ -69,7 +69,7 @@ def load_latent_run(folder: Path | str) -> nnx.Module:
             raise ValueError(f"{folder} has no checkpoint, which holds the latent weights")
         stored = manager.restore(step, args=ocp.args.StandardRestore())
     state = nnx.state(model, LatentParam)
-    names, treedef = named_leaves({"params": state})
+    names, treedef = leaves_by_name({"params": state})
     nnx.update(model, treedef.unflatten([jnp.asarray(stored[name]) for name in names])["params"])
     return model
 
