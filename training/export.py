@@ -1,0 +1,60 @@
+"""Exports the network of a finished run: `python -m training.export RUN --to bits`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from bop_optax.folding import fold
+from bop_optax.saving import save
+from training.trained import TrainedModel, load_run
+
+Format = Literal["bits"]
+FILES: dict[Format, str] = {"bits": "folded.safetensors"}
+
+
+def export(trained: TrainedModel, to: Format, path: Path) -> None:
+    """Writes the network of a run in a format.
+
+    Args:
+        trained: the loaded run.
+        to: "bits": `bop_optax.saving.save` of the folded network.
+        path: the file.
+
+    Raises:
+        ValueError: for a network that the format cannot hold.
+    """
+    images = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
+    save(fold(trained.model, images), path)
+
+
+def main(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    /,
+    to: Format,
+    output: Path | None = None,
+) -> None:
+    """Exports the network of a finished run.
+
+    The network takes scaled images, (x − mean) ÷ std with the run's mean and std of config.json,
+    and returns logits.
+
+    Args:
+        run: Folder of a finished run of train.py.
+        to: Format. `bits`: weights as one bit each, BatchNorm before a sign as a threshold, in a
+            safetensors file.
+        output: File to write. Default: a file in RUN.
+    """
+    path = output or run.expanduser() / FILES[to]
+    try:
+        export(load_run(run), to, path)
+    except (ValueError, OSError) as error:
+        sys.exit(f"training.export: {error}")
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python -m training.export")
