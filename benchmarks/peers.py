@@ -46,6 +46,9 @@ PEERS = {
         {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
     ),
     "torch": Peer({"torch": "2.13.0"}, ("numpy",), {}),
+    "engines": Peer({"onnxruntime": "1.32.0", "openvino": "2026.4.1"}, ("numpy",), {}),
+    # Its interpreter takes arrays of NumPy 1.
+    "lce": Peer({"larq-compute-engine": "0.16.0"}, ("numpy<2",), {}),
 }
 
 

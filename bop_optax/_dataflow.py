@@ -61,7 +61,7 @@ def norms_before_signs(model: nnx.Module, inputs: Iterable[Any]) -> dict[int, No
             quantizer = getattr(layer, name, None)
             if is_one_bit(quantizer) and _is_binarize(quantizer):
                 setattr(layer, name, lambda x: checkpoint_name(x, "sign"))
-    with traced_for("cuda"), jax.disable_jit():  # one flat jaxpr, with products of XLA
+    with traced_for("file"), jax.disable_jit():  # one flat jaxpr
         closed = jax.make_jaxpr(cast(Any, model))(*inputs)
     found = _signs_only(closed)
     return {i: norm for i, norm in found.items() if calls.count(i) == 1}

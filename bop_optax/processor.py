@@ -68,12 +68,13 @@ def compiler_options() -> dict[str, int]:
 
 @contextmanager
 def traced_for(platform: str) -> Iterator[None]:
-    """Products that are traced inside are chosen for this platform, not for that of this machine.
+    """Operations that are traced inside are chosen for this platform, not for this machine's.
 
     It is for programs that are compiled or exported for an absent device.
 
     Args:
-        platform: JAX's name for it: "cpu", "cuda", "rocm" or "tpu".
+        platform: JAX's name for it: "cpu", "cuda", "rocm" or "tpu"; "file" for a file that another
+            runtime reads: convolutions, matrix products and max-pools as one operation each.
 
     Example:
         >>> with traced_for("cuda"):
@@ -95,6 +96,16 @@ def for_cpu() -> bool:
         False
     """
     return (_target.get() or jax.default_backend()) == "cpu"
+
+
+def for_file() -> bool:
+    """Whether operations are traced for a file, inside `traced_for("file")`.
+
+    Example:
+        >>> for_file()
+        False
+    """
+    return _target.get() == "file"
 
 
 def counts_words() -> bool:

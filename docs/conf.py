@@ -34,6 +34,8 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "smartquotes"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # a test executes the notebooks
 
+# Packages of extras of their own.
+autodoc_mock_imports = ["jax2onnx", "larq_compute_engine", "onnx", "tensorflow"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings have dtypes and shapes
 napoleon_google_docstring = True

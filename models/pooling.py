@@ -5,7 +5,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
+
+from bop_optax.processor import for_file
 
 
 def max_pool(x: jax.Array, size: int, padding: Literal["SAME", "VALID"] = "VALID") -> jax.Array:
@@ -28,6 +31,8 @@ def max_pool(x: jax.Array, size: int, padding: Literal["SAME", "VALID"] = "VALID
         Array([[ 5.,  7.],
                [13., 15.]], dtype=float32)
     """
+    if for_file():
+        return nnx.max_pool(x, window_shape=(size, size), strides=(2, 2), padding=padding)
     pads = lax.padtype_to_pads(x.shape, (1, size, size, 1), (1, 2, 2, 1), padding)
     x = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), [(low, high, 0) for low, high in pads])
     for axis in (2, 1):

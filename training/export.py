@@ -12,8 +12,9 @@ from bop_optax.folding import fold
 from bop_optax.saving import save
 from training.trained import TrainedModel, load_run
 
-Format = Literal["bits"]
-FILES: dict[Format, str] = {"bits": "folded.safetensors"}
+Format = Literal["bits", "tflite"]
+FILES: dict[Format, str] = {"bits": "folded.safetensors", "tflite": "model.tflite"}
+EXTRAS: dict[Format, str] = {"bits": "train", "tflite": "tflite"}
 
 
 def export(trained: TrainedModel, to: Format, path: Path) -> None:
@@ -21,14 +22,21 @@ def export(trained: TrainedModel, to: Format, path: Path) -> None:
 
     Args:
         trained: the loaded run.
-        to: "bits": `bop_optax.saving.save` of the folded network.
+        to: "bits": `bop_optax.saving.save` of the folded network; "tflite":
+            `bop_optax.tflite.to_tflite`.
         path: the file.
 
     Raises:
-        ValueError: for a network that the format cannot hold.
+        ImportError: if the packages of the format are not installed.
+        NotImplementedError: for an operation that the format has not.
     """
-    images = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
-    save(fold(trained.model, images), path)
+    if to == "bits":
+        images = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
+        save(fold(trained.model, images), path)
+    elif to == "tflite":
+        from bop_optax.tflite import to_tflite
+
+        to_tflite(trained.model, trained.image_shape, path)
 
 
 def main(
@@ -45,13 +53,15 @@ def main(
     Args:
         run: Folder of a finished run of train.py.
         to: Format. `bits`: weights as one bit each, BatchNorm before a sign as a threshold, in a
-            safetensors file.
+            safetensors file. `tflite`: a file for Larq Compute Engine.
         output: File to write. Default: a file in RUN.
     """
     path = output or run.expanduser() / FILES[to]
     try:
         export(load_run(run), to, path)
-    except (ValueError, OSError) as error:
+    except ImportError as error:
+        sys.exit(f"training.export: {error}; pip install 'bop_optax[{EXTRAS[to]}]'")
+    except (ValueError, OSError, NotImplementedError) as error:
         sys.exit(f"training.export: {error}")
     print(f"{path}: {path.stat().st_size:,} bytes")
 

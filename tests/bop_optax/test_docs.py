@@ -12,10 +12,19 @@ from flax import nnx
 
 import bop_optax
 
-MODULES = [
-    importlib.import_module(f"bop_optax.{info.name}")
-    for info in pkgutil.iter_modules(bop_optax.__path__)
-]
+OWN_EXTRA = {"onnx", "tflite"}  # modules that may lack their packages
+
+
+def import_modules():
+    for info in pkgutil.iter_modules(bop_optax.__path__):
+        try:
+            yield importlib.import_module(f"bop_optax.{info.name}")
+        except ImportError:
+            if info.name not in OWN_EXTRA:
+                raise
+
+
+MODULES = list(import_modules())
 EXAMPLES = {
     test.name: test
     for module in MODULES

@@ -16,23 +16,9 @@ from models.binary_alexnet import BinaryAlexNet
 from models.binarynet import BinaryNet
 from models.birealnet import BiRealNet
 from models.xnornet import XNORNet
+from tests.networks import set_norms, shape_of
 
 INPUTS = 64  # of a layer whose sums are tried one by one
-
-
-def set_norms(model, seed=0):
-    """Random statistics, biases and scales, of both signs, as after training."""
-    rng = np.random.default_rng(seed)
-    for _, norm in nnx.iter_modules(model):
-        if isinstance(norm, nnx.BatchNorm):
-            size = norm.num_features
-            norm.mean[...] = jnp.asarray(rng.normal(0, 3, size), jnp.float32)
-            norm.var[...] = jnp.asarray(rng.uniform(0.1, 30, size), jnp.float32)
-            norm.bias[...] = jnp.asarray(rng.normal(0, 0.5, size), jnp.float32)
-            if norm.scale is not None:
-                norm.scale[...] = jnp.asarray(rng.normal(0, 1, size), jnp.float32)
-    model.eval()
-    return model
 
 
 class Hidden(nnx.Module):
@@ -51,10 +37,6 @@ class Hidden(nnx.Module):
 
     def __call__(self, x):
         return self.last(self.norm(self.first(x)))
-
-
-def shape_of(*shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 @nnx.jit

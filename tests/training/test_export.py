@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +63,9 @@ def test_another_file(finished, monkeypatch, tmp_path):
 def test_a_folder_without_a_run(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"training\.export: .* holds no finished run"):
         run_command(monkeypatch, tmp_path, "--to", "bits")
+
+
+@pytest.mark.skipif(find_spec("larq_compute_engine") is not None, reason="tests the error")
+def test_a_missing_package(finished, monkeypatch):
+    with pytest.raises(SystemExit, match=r"training\.export: No module .* \'bop_optax\[tflite\]"):
+        run_command(monkeypatch, finished, "--to", "tflite")
