@@ -41,10 +41,10 @@ def to_tflite(model: nnx.Module, image_shape: Sequence[int], path: Path | str) -
     near 0.
 
     Args:
-        model: maps images, (batch, *image_shape), to logits, in float32. Latent weights are
+        model: maps images, `(batch, *image_shape)`, to logits, in float32. Latent weights are
             quantized; packed and folded networks serve as well.
         image_shape: (height, width, channels) of one image, or (features,).
-        path: the file. It maps (1, *image_shape) to (1, classes), in float32.
+        path: the file. It maps `(1, *image_shape)` to (1, classes), in float32.
 
     Raises:
         NotImplementedError: for an operation without a translation to TensorFlow, as one-bit
