@@ -16,7 +16,9 @@ import train
 from benchmarks.limits import matrix_rate, product_flops, stream
 from benchmarks.protocol import Job, finite, serve
 from bop_optax import bop
-from bop_optax.layers import Product
+from bop_optax.folding import fold
+from bop_optax.layers import BinaryConv, BinaryLinear, Product
+from bop_optax.packing import pack
 from training import command
 from training.config import Experiment, from_json
 from training.data import Batch
@@ -29,6 +31,7 @@ from training.network import (
     make_network,
     on_every_device,
 )
+from training.trained import load_run
 
 
 class Variant(NamedTuple):
@@ -242,6 +245,38 @@ def whole_run(unit: str = "epoch", cached: bool = True, **options: Any) -> Job:
     return Job(run, lambda: training.check(state))
 
 
+# ---- A finished run ------------------------------------------------------------------------------
+
+
+def classify(variant: str, run: str, images: str, logits: str, batch: int) -> Job:
+    """Classifies batches of images with the network of a finished run; keeps all logits.
+
+    Args:
+        variant: "float32" or "popcount", the packed network.
+        run: the run's folder.
+        images: .npy file of scaled images.
+        logits: .npy file to write.
+        batch: images of a call; must divide their number.
+    """
+    model = load_run(run).model
+    if variant == "popcount":
+        model = pack(fold(model, jax.ShapeDtypeStruct(np.load(images)[:batch].shape, jnp.float32)))
+    for _, layer in nnx.iter_modules(model):
+        if variant == "float32" and isinstance(layer, BinaryConv | BinaryLinear):
+            layer.product = Product("float")
+    graphdef, state = nnx.split(model)
+    call = compiled(lambda state, x: nnx.merge(graphdef, state)(x))
+    batches = np.split(np.load(images), len(np.load(images)) // batch)
+    np.save(logits, np.concatenate([np.asarray(call(state, one)) for one in batches]))
+
+    def run_batches(number: int) -> dict[str, Any]:
+        for i in range(number):
+            np.asarray(call(state, batches[i % len(batches)]))
+        return {}
+
+    return Job(run_batches)
+
+
 # ---- The optimizer -------------------------------------------------------------------------------
 
 OPTIMIZERS = {"bop": bop, "adam": lambda: optax.adam(1e-3)}
@@ -278,6 +313,7 @@ JOBS: dict[str, Callable[..., Job]] = {
     "memory": memory,
     "matrix_rate": needed_products,
     "whole_run": whole_run,
+    "classify": classify,
     "optimizer": optimizer,
     "stream": stream,
 }

@@ -9,24 +9,22 @@ comparison/search.json            a list: the points of its search
 sweep.json                        a list: records.json of experiments.sweep
 precision/PRESET/SETTING/*.json   the same, of experiments.precision
 latent_weights/NAME/*.json        latent_weights.json of experiments.latent_weights
-benchmarks/{memory,pipeline}/     the records of two modules of benchmarks/
-benchmarks/runs/                  the records of python -m benchmarks
+benchmarks/                       see experiments.benchmark_tables
 sample/                           runs on a sample of a data set, which no table shows
 """
 
-import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from benchmarks import table as side_by_side
+from experiments import benchmark_tables
+from experiments.benchmark_tables import markdown
 from experiments.figures import plot_comparison, plot_flips, plot_race, plot_sweep
 from experiments.methods import METHODS, Grid, at_point, grid_size
 from experiments.precision import SETTINGS
@@ -34,9 +32,6 @@ from experiments.presets import PRESETS
 from experiments.records import Result, check_alike, describe, device, load, read, task
 
 ROOT = Path(__file__).parents[1]
-RACE = "\n![Test accuracy by minutes of each contestant](../experiments/results/race.png)\n"
-MEMORY = ("network", "batch", "weights and optimizer", "one training step", "compiled for")
-PIPELINE = ("part", "images/s", "")
 RUNS = ("command", "experiment", "test accuracy here", "seeds", "epochs", "seconds", "device")
 SEARCH = ("method", "searched", "best point", "validation accuracy, one seed", "points tried")
 COMPARISON = ("method", "rate × 0.1 every 2 epochs (n)", "rate linear to 0 (n)", "median seconds")
@@ -68,12 +63,6 @@ def format_seconds(runs: Sequence[Result]) -> str:
     return f"{statistics.median(run.record['result']['seconds'] for run in runs):,.0f}"
 
 
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
-
-
 # ---- Tables --------------------------------------------------------------------------------------
 
 
@@ -93,10 +82,8 @@ def tables(folder: Path) -> dict[str, str]:
         "search": search_table(read(search) if search.exists() else []),
         "comparison": comparison_table(methods),
         "latent weights": latent_table(latent),
-        "memory": benchmark_table(folder / "benchmarks/memory", MEMORY, memory_rows),
-        "pipeline": benchmark_table(folder / "benchmarks/pipeline", PIPELINE, pipeline_rows),
         "precision": precision_table({p: load(folder / "precision" / p) for p in PRESETS}),
-        "benchmarks": benchmark_page(folder / "benchmarks/runs"),
+        **benchmark_tables.tables(folder / "benchmarks"),
     }
 
 
@@ -217,81 +204,6 @@ def precision_table(settings_of: Mapping[str, Mapping[str, Sequence[Result]]]) -
     return markdown(("option", *presets), rows)
 
 
-# ---- Benchmarks ----------------------------------------------------------------------------------
-
-
-def benchmark_table(
-    folder: Path, columns: Sequence[str], rows: Callable[[dict[str, Any]], list[Sequence[Any]]]
-) -> str:
-    """The rows of each record of a benchmark."""
-    return markdown(columns, chain.from_iterable(read_benchmarks(folder, rows)))
-
-
-def read_benchmarks(folder: Path, read: Callable[[dict[str, Any]], Any]) -> list[Any]:
-    """What `read` takes from each record of a benchmark.
-
-    Raises:
-        ValueError: for a file that is no such record; it names the file.
-    """
-    results = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            results.append(read(json.loads(path.read_text())))
-        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
-            raise ValueError(f"{path} is no record of a benchmark ({error!r})") from error
-    return results
-
-
-def checked(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of `python -m benchmarks` that the page can show."""
-    side_by_side.page_block([record])
-    return record
-
-
-def benchmark_page(folder: Path) -> str:
-    """The newest cases of `python -m benchmarks`, and the figure of its race if there is one."""
-    records = read_benchmarks(folder, checked)
-    return side_by_side.page_block(records) + (RACE if find_race(records) else "")
-
-
-def find_race(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The newest race."""
-    newest = chain.from_iterable(side_by_side.by_machine(records))
-    races = (case for record in newest for case in record["cases"] if case["unit"] == "%")
-    return next(races, None)
-
-
-def memory_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
-    """A row for each network."""
-    rows = []
-    for network, memory in record["bytes"].items():
-        sizes = [f"{memory[key] / 2**30:.2f} GiB" for key in ("state", "total")]
-        rows.append((network, record["batch_size"], *sizes, record["device"]["kind"]))
-    return rows
-
-
-def pipeline_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
-    """Rows of the work on one image, of the whole pipeline, and of the waiting for it."""
-    rows = []
-    times = {name: statistics.median(s) for name, s in record["one_core"].items()}
-    read, decode, both = (times[name] for name in ("read", "decode", "decode_crop"))
-    parts = {"read": read, "decode": decode, "crop, resize": both - decode, "all": read + both}
-    for name, part in parts.items():
-        rows.append(
-            (f"one core: {name}", f"{1 / part:,.0f}", f"{part / (read + both):.0%} of its time")
-        )
-    for workers, rates in record["pipeline"].items():
-        name = f"batches, {workers} worker processes, {record['cpus']} cores"
-        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-        rows.append((name, f"{statistics.median(rates):,.0f}", spread))
-    for name, waiting in record["waiting"].items():
-        step, shares = waiting["step_seconds"], waiting["shares"]
-        waits = f"waits {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
-        rate = f"{record['batch_size'] / step:,.0f} requested"
-        rows.append((f"a stand-in device, {step:.2f} s a batch: {name}", rate, waits))
-    return rows
-
-
 # ---- Pages and figures ---------------------------------------------------------------------------
 
 
@@ -327,7 +239,7 @@ def draw(results: Path) -> None:
     if curves := {n: [r.record["metrics"] for r in methods[n]] for n in METHODS if n in methods}:
         dashed = [name for name in curves if name.endswith("-linear")]
         plot_flips(curves, results / "flips-small.png", dashed)
-    if race := find_race(read_benchmarks(results / "benchmarks/runs", checked)):
+    if race := benchmark_tables.find_race(results / "benchmarks"):
         plot_race(race, results / "race.png")
 
 

@@ -12,9 +12,19 @@ from bop_optax.folding import fold
 from bop_optax.saving import save
 from training.trained import TrainedModel, load_run
 
-Format = Literal["bits", "tflite"]
-FILES: dict[Format, str] = {"bits": "folded.safetensors", "tflite": "model.tflite"}
-EXTRAS: dict[Format, str] = {"bits": "train", "tflite": "tflite"}
+Format = Literal["bits", "onnx", "qonnx", "tflite"]
+FILES: dict[Format, str] = {
+    "bits": "folded.safetensors",
+    "onnx": "model.onnx",
+    "qonnx": "qonnx.onnx",
+    "tflite": "model.tflite",
+}
+EXTRAS: dict[Format, str] = {
+    "bits": "train",
+    "onnx": "export",
+    "qonnx": "export",
+    "tflite": "tflite",
+}
 
 
 def export(trained: TrainedModel, to: Format, path: Path) -> None:
@@ -22,21 +32,27 @@ def export(trained: TrainedModel, to: Format, path: Path) -> None:
 
     Args:
         trained: the loaded run.
-        to: "bits": `bop_optax.saving.save` of the folded network; "tflite":
-            `bop_optax.tflite.to_tflite`.
+        to: "bits": `bop_optax.saving.save` of the folded network; "onnx" and "qonnx":
+            `bop_optax.onnx.to_onnx` of it; "tflite": `bop_optax.tflite.to_tflite`.
         path: the file.
 
     Raises:
         ImportError: if the packages of the format are not installed.
         NotImplementedError: for an operation that the format has not.
     """
-    if to == "bits":
-        images = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
-        save(fold(trained.model, images), path)
-    elif to == "tflite":
+    if to == "tflite":
         from bop_optax.tflite import to_tflite
 
         to_tflite(trained.model, trained.image_shape, path)
+        return
+    images = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
+    folded = fold(trained.model, images)
+    if to == "bits":
+        save(folded, path)
+    else:
+        from bop_optax.onnx import to_onnx
+
+        to_onnx(folded, trained.image_shape, path, qonnx=to == "qonnx")
 
 
 def main(
@@ -53,7 +69,8 @@ def main(
     Args:
         run: Folder of a finished run of train.py.
         to: Format. `bits`: weights as one bit each, BatchNorm before a sign as a threshold, in a
-            safetensors file. `tflite`: a file for Larq Compute Engine.
+            safetensors file. `onnx`: the same network for any ONNX runtime. `qonnx`: for FINN and
+            hls4ml. `tflite`: for Larq Compute Engine.
         output: File to write. Default: a file in RUN.
     """
     path = output or run.expanduser() / FILES[to]

@@ -4,7 +4,9 @@ Every product after the first is a `BinaryConvolution` of bits by bits, which th
 by population counts on x86. Every BatchNorm before a sign is a threshold, a `FakeQuantize` of two
 levels. The first convolution and the last BatchNorm stay real. Written for OpenVINO 2026.4.
 
-    python docs/examples/openvino_binarynet.py runs/digits network.xml
+    python docs/examples/openvino_binarynet.py runs/digits network.xml 1
+
+classifies one image a call.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
@@ -122,7 +124,7 @@ def batch_norm(x: ov.Node, norm: nnx.BatchNorm) -> ov.Node:
 
 
 if __name__ == "__main__":
-    run, file = sys.argv[1:]
+    run, file, batch = sys.argv[1:]
     trained = load_run(run)
-    # Kernels stay bits; thresholds stay float32.
-    ov.save_model(build(trained.model, trained.image_shape), file, compress_to_fp16=False)
+    model = build(trained.model, trained.image_shape, int(batch))
+    ov.save_model(model, file, compress_to_fp16=False)  # kernels stay bits, thresholds float32

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import records, report
+from experiments import benchmark_tables, records, report
 from experiments.figures import over_runs
 from experiments.methods import METHODS, at_point
 from experiments.presets import PRESETS
@@ -244,7 +244,7 @@ ZEROS = '{"one_core": {"read": [0.0], "decode": [0.0], "decode_crop": [0.0]}}'
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"bytes": {"a net": 3}}', ZEROS, "[" * 10**5])
-@pytest.mark.parametrize("benchmark", ["memory", "pipeline", "runs"])
+@pytest.mark.parametrize("benchmark", ["memory", "pipeline", "engines", "runs"])
 def test_malformed_benchmarks(benchmark, text, tmp_path):
     shutil.copytree(SEED.parent, tmp_path / "runs" / "digits-bop")
     path = tmp_path / "benchmarks" / benchmark / "cpu.json"
@@ -274,13 +274,25 @@ def race_record() -> dict[str, Any]:
 
 
 def test_a_race_has_a_row_and_a_figure(tmp_path):
-    assert report.benchmark_page(tmp_path) == ""  # no record, no block
+    assert benchmark_tables.tables(tmp_path)["benchmarks"] == ""  # no record, no block
     write(tmp_path / "benchmarks" / "runs" / "1.json", race_record())
-    block = report.benchmark_page(tmp_path / "benchmarks" / "runs")
+    block = benchmark_tables.tables(tmp_path / "benchmarks")["benchmarks"]
     assert "| a race | float32 | 30.0 % |  |  |\n|  | Larq | missing |  |  |\n" in block
     assert block.endswith("(../experiments/results/race.png)\n")
     report.draw(tmp_path)
     assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_engines_by_hand():
+    line = {"engine": "XLA", "bytes": 0, "seconds": [0.3, 0.1, 0.2], "same_classes": 99}
+    other = {"engine": "LCE", "bytes": 1500, "seconds": [1.0], "same_classes": 100}
+    lines = [line | {"largest_difference": 0.0}, other | {"largest_difference": 4.8e-7}]
+    case = {"batch": 50, "images": 100, "engines": lines}
+    record = {"network": "a network", "floats": 40_000, "cases": [case]}
+    assert benchmark_tables.engine_rows(record) == [
+        ("a network", "XLA", "40 kB", 50, "4", "99 of 100", "0"),
+        ("a network", "LCE", "2 kB", 50, "20", "100 of 100", "5e-07"),
+    ]
 
 
 def test_precision_by_hand(tmp_path):

@@ -1,5 +1,6 @@
 """The network of a finished run in other formats, by the command line."""
 
+import json
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -63,6 +64,38 @@ def test_another_file(finished, monkeypatch, tmp_path):
 def test_a_folder_without_a_run(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"training\.export: .* holds no finished run"):
         run_command(monkeypatch, tmp_path, "--to", "bits")
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_classes_of_all_test_images(finished, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("jax2onnx")
+    run_command(monkeypatch, finished, "--to", "onnx")
+    session = onnxruntime.InferenceSession(str(finished / "model.onnx"))
+    (found,) = session.run(["logits"], {"images": np.asarray(IMAGES)})
+    expected = np.asarray(logits(load_run(finished).model))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(found.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.slow
+def test_qonnx_counts_the_bits(finished, monkeypatch):
+    pytest.importorskip("jax2onnx")
+    inference_cost = pytest.importorskip("qonnx.util.inference_cost").inference_cost
+    cleanup = pytest.importorskip("qonnx.util.cleanup").cleanup
+    run_command(monkeypatch, finished, "--to", "qonnx")
+    cleanup(str(finished / "qonnx.onnx"), out_file=str(finished / "clean.onnx"))
+    cost = inference_cost(str(finished / "clean.onnx"))["total_cost"]
+    result = json.loads((finished / "result.json").read_text())
+    assert cost["mem_w_BIPOLAR"] == result["result"]["binary_parameters"]
+
+
+@pytest.mark.slow
+def test_tflite(finished, monkeypatch):
+    pytest.importorskip("larq_compute_engine")
+    pytest.importorskip("tensorflow")
+    run_command(monkeypatch, finished, "--to", "tflite")
+    assert (finished / "model.tflite").read_bytes()[4:8] == b"TFL3"
 
 
 @pytest.mark.skipif(find_spec("larq_compute_engine") is not None, reason="tests the error")
