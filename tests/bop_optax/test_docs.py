@@ -12,7 +12,7 @@ from flax import nnx
 
 import bop_optax
 
-OWN_EXTRA = {"onnx", "tflite"}  # modules that may lack their packages
+OWN_EXTRA = {"_onnx_kernels", "onnx", "tflite"}  # modules that may lack their packages
 
 
 def import_modules():
