@@ -17,6 +17,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from bop_optax._convolution import convolution as convolution
+from bop_optax._initializers import glorot_uniform as glorot_uniform
+from bop_optax._initializers import rademacher as rademacher
 from bop_optax._popcount import PackedKernel, output_scale, pack_kernel
 from bop_optax._product import Product, binary_product
 from bop_optax.quantizers import is_one_bit
@@ -24,8 +26,6 @@ from bop_optax.quantizers import is_one_bit
 # Forms of the layers' arguments.
 Padding = str | int | Sequence[int | tuple[int, int]]
 Quantizer = Callable[[jax.Array], jax.Array]
-# Initializer of latent and real kernels, as in the authors' code.
-glorot_uniform = nnx.initializers.glorot_uniform()
 
 
 class BinaryParam(nnx.Param):
@@ -62,24 +62,6 @@ class PackedParam(nnx.Variable):
         >>> PackedParam(jnp.zeros((3, 3, 4, 128), jnp.uint32)).shape  # of 128 inputs
         (3, 3, 4, 128)
     """
-
-
-def rademacher(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Draws binary weights: −1 and +1 with equal probability; an initializer.
-
-    Args:
-        key: a PRNG key.
-        shape: shape of the weights.
-        dtype: floating dtype of the weights.
-
-    Returns:
-        An array of ±1 in the given shape and dtype.
-
-    Example:
-        >>> jnp.unique(rademacher(jax.random.key(0), (4, 2)))
-        Array([-1.,  1.], dtype=float32)
-    """
-    return jax.random.rademacher(key, tuple(shape), dtype)
 
 
 class _BinaryLayer(nnx.Module):

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from bop_optax import approx_sign, binarize, binary_labels, bop, flips, ste_sign
-from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, rademacher
+from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, glorot_uniform, rademacher
 
 rng = np.random.default_rng(0)
 
@@ -298,3 +298,15 @@ def test_training_keeps_kernels_binary():
     assert losses[-1] < 0.7 * losses[0]
     assert flips(start, nnx.state(net, nnx.Param), labels=kinds) > 0
     assert np.any(net.norm.scale[...] != 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 3, 4, 8), (5, 4, 3), (16, 10)])
+def test_initializers_draw_the_numbers_of_jax_and_flax(shape, dtype):
+    key = jax.random.key(3)
+    signs = rademacher(key, shape, dtype)
+    np.testing.assert_array_equal(signs, jax.random.rademacher(key, shape, dtype))
+    weights = glorot_uniform(key, shape, dtype)
+    expected = nnx.initializers.glorot_uniform()(key, shape, dtype)
+    np.testing.assert_array_equal(weights, expected)
+    assert signs.dtype == weights.dtype == dtype

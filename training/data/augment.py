@@ -31,7 +31,7 @@ def augment(key: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Arra
             padded, corners
         )
     if flip:
-        mirrored = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
+        mirrored = jax.random.bernoulli(flip_key, shape=images.shape[:1])[:, None, None, None]
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     return images
 
