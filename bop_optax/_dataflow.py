@@ -14,6 +14,8 @@ from jax.extend.core import ClosedJaxpr, Literal
 from bop_optax.processor import traced_for
 from bop_optax.quantizers import binarize, is_one_bit
 
+# Names of values in the jaxpr.
+SIGN, INTO, OUT_OF = "bop_optax sign", "bop_optax into", "bop_optax out of"
 # Results that are entries of the operands, in other places.
 LAYOUT = {"reshape", "transpose", "squeeze", "slice", "broadcast_in_dim", "expand_dims", "copy"}
 # Results that are integers if all operands are.
@@ -60,7 +62,7 @@ def norms_before_signs(model: nnx.Module, inputs: Iterable[Any]) -> dict[int, No
         for name in ("input_quantizer", "kernel_quantizer"):
             quantizer = getattr(layer, name, None)
             if is_one_bit(quantizer) and _is_binarize(quantizer):
-                setattr(layer, name, lambda x: checkpoint_name(x, "sign"))
+                setattr(layer, name, lambda x: checkpoint_name(x, SIGN))
     with traced_for("file"), jax.disable_jit():  # one flat jaxpr
         closed = jax.make_jaxpr(cast(Any, model))(*inputs)
     found = _signs_only(closed)
@@ -75,8 +77,9 @@ class _NamedNorm(nnx.BatchNorm):
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         self.record(self.place)
-        y = super().__call__(checkpoint_name(x, f"into {self.place}"), *args, **kwargs)
-        return checkpoint_name(y, f"{'given' if args or kwargs else 'out of'} {self.place}")
+        y = super().__call__(checkpoint_name(x, f"{INTO} {self.place}"), *args, **kwargs)
+        role = "bop_optax other" if args or kwargs else OUT_OF
+        return checkpoint_name(y, f"{role} {self.place}")
 
 
 def _is_binarize(quantizer: Any) -> bool:
@@ -96,14 +99,14 @@ def _signs_only(closed: ClosedJaxpr) -> dict[int, Norm]:
             users[variable].append(eqn)
         constants = [v.val for v in eqn.invars if isinstance(v, Literal)]
         name = eqn.params["name"] if eqn.primitive.name == "name" else ""
-        whole = eqn.primitive.name in INTEGERS or name.startswith("into")
+        whole = eqn.primitive.name in INTEGERS or name.startswith(INTO)
         whole = whole and integers.issuperset(operands) and all(map(_whole, constants))
-        if name == "sign" or whole or eqn.outvars[0].aval.dtype == bool:
+        if name == SIGN or whole or eqn.outvars[0].aval.dtype == bool:
             integers.update(eqn.outvars)
 
     def only_signs(variable: Any) -> bool:
         return variable not in jaxpr.outvars and all(
-            (eqn.primitive.name == "name" and eqn.params["name"] == "sign")
+            (eqn.primitive.name == "name" and eqn.params["name"] == SIGN)
             or (eqn.primitive.name in LAYOUT and only_signs(eqn.outvars[0]))
             for eqn in users[variable]
         )
@@ -111,9 +114,9 @@ def _signs_only(closed: ClosedJaxpr) -> dict[int, Norm]:
     found, inputs = {}, {}
     for eqn in jaxpr.eqns:
         role, _, place = str(eqn.params.get("name", "")).rpartition(" ")
-        if role == "into":
+        if role == INTO:
             inputs[place] = eqn.outvars[0]
-        elif role == "out of" and only_signs(eqn.outvars[0]):
+        elif role == OUT_OF and only_signs(eqn.outvars[0]):
             x = inputs[place]
             found[int(place)] = Norm(x.aval.dtype, eqn.outvars[0].aval.dtype, x in integers)
     return found
