@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeGuard, cast
+from functools import partial
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
-from bop_optax.processor import traced_for
-from bop_optax.quantizers import binarize, is_one_bit
+from bop_optax._forward import forward_jaxpr
+from bop_optax.quantizers import is_one_bit
 
 # Names of values in the jaxpr.
+QUANTIZERS = "bop_optax.quantizers"
 SIGN, INTO, OUT_OF = "bop_optax sign", "bop_optax into", "bop_optax out of"
 # Results that are entries of the operands, in other places.
 LAYOUT = {"reshape", "transpose", "squeeze", "slice", "broadcast_in_dim", "expand_dims", "copy"}
@@ -39,7 +41,9 @@ class Norm(NamedTuple):
 
 def is_foldable(module: Any) -> TypeGuard[nnx.BatchNorm]:
     """Whether a module normalizes each entry of its last axis by itself, as `nnx.BatchNorm`."""
-    return type(module).__call__ is nnx.BatchNorm.__call__ and module.axis in (-1, (-1,))
+    if type(module).__call__ is not nnx.BatchNorm.__call__:
+        return False
+    return module.axis in (-1, (-1,)) and module.mean.shape == (module.num_features,)
 
 
 def norms_before_signs(model: nnx.Module, inputs: Iterable[Any]) -> dict[int, Norm]:
@@ -59,12 +63,10 @@ def norms_before_signs(model: nnx.Module, inputs: Iterable[Any]) -> dict[int, No
         norm.__class__ = _NamedNorm
         norm.place, norm.record = place, calls.append
     for _, layer in nnx.iter_modules(model):
-        for name in ("input_quantizer", "kernel_quantizer"):
-            quantizer = getattr(layer, name, None)
-            if is_one_bit(quantizer) and _is_binarize(quantizer):
-                setattr(layer, name, lambda x: checkpoint_name(x, SIGN))
-    with traced_for("file"), jax.disable_jit():  # one flat jaxpr
-        closed = jax.make_jaxpr(cast(Any, model))(*inputs)
+        if _is_library_sign(getattr(layer, "input_quantizer", None)):
+            setattr(layer, "input_quantizer", _NamedSign())  # noqa: B010
+    with jax.disable_jit():  # one flat jaxpr
+        closed = forward_jaxpr(model, *inputs)
     found = _signs_only(closed)
     return {i: norm for i, norm in found.items() if calls.count(i) == 1}
 
@@ -82,11 +84,21 @@ class _NamedNorm(nnx.BatchNorm):
         return checkpoint_name(y, f"{role} {self.place}")
 
 
-def _is_binarize(quantizer: Any) -> bool:
-    """Whether a quantizer of ±1 is +1 exactly at 0 and above."""
-    tiny = np.finfo(np.float32).tiny
-    probe = jnp.asarray([-jnp.inf, -2.0, -1.0, -tiny, -0.0, 0.0, tiny, 1.0, 2.0, jnp.inf])
-    return np.array_equal(quantizer(probe), binarize(probe))
+class _NamedSign:
+    """A one-bit quantizer that has a name in the jaxpr."""
+
+    precision = 1
+
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        del args, kwargs  # of the pseudo-gradient
+        return checkpoint_name(x, SIGN)
+
+
+def _is_library_sign(quantizer: Any) -> bool:
+    """Whether a quantizer is one of the library's, which are +1 exactly at 0 and above."""
+    while isinstance(quantizer, partial):
+        quantizer = quantizer.func
+    return is_one_bit(quantizer) and getattr(quantizer, "__module__", "") == QUANTIZERS
 
 
 def _signs_only(closed: ClosedJaxpr) -> dict[int, Norm]:
@@ -101,8 +113,7 @@ def _signs_only(closed: ClosedJaxpr) -> dict[int, Norm]:
         name = eqn.params["name"] if eqn.primitive.name == "name" else ""
         whole = eqn.primitive.name in INTEGERS or name.startswith(INTO)
         whole = whole and integers.issuperset(operands) and all(map(_whole, constants))
-        if name == SIGN or whole or eqn.outvars[0].aval.dtype == bool:
-            integers.update(eqn.outvars)
+        integers.update(v for v in eqn.outvars if name == SIGN or whole or v.aval.dtype == bool)
 
     def only_signs(variable: Any) -> bool:
         return variable not in jaxpr.outvars and all(
@@ -118,13 +129,16 @@ def _signs_only(closed: ClosedJaxpr) -> dict[int, Norm]:
             inputs[place] = eqn.outvars[0]
         elif role == OUT_OF and only_signs(eqn.outvars[0]):
             x = inputs[place]
+            if not jnp.issubdtype(x.aval.dtype, jnp.floating):
+                continue
             found[int(place)] = Norm(x.aval.dtype, eqn.outvars[0].aval.dtype, x in integers)
     return found
 
 
 def _whole(values: Any) -> bool:
     """Whether all values are integers, or the −∞ of a maximum over nothing."""
+    dtype = jax.dtypes.result_type(values)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.issubdtype(dtype, jnp.integer) or dtype == np.bool_
     values = np.asarray(values)
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        return True
     return bool(((values == np.round(values)) | (values == -np.inf)).all())

@@ -1,18 +1,20 @@
 """The forward pass of a network as a jaxpr, for the writers of files of other runtimes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from bop_optax.layers import BinaryConv, BinaryLinear, LatentParam
+from bop_optax.packing import LAYER_CALLS
 from bop_optax.processor import traced_for
 
 # Primitives that call a jaxpr, and the parameter that holds it.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr"}
-CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vmap_call": "call", "remat2": "jaxpr"}
+CALLS |= {"custom_vjp_call": "call_jaxpr", "custom_vmap_call": "call"}
+CALLS |= dict.fromkeys(("remat2", "checkpoint"), "jaxpr")
 
 
 def forward_jaxpr(model: nnx.Module, *inputs: Any) -> ClosedJaxpr:
@@ -25,10 +27,18 @@ def forward_jaxpr(model: nnx.Module, *inputs: Any) -> ClosedJaxpr:
     model = nnx.clone(model)
     model.eval()
     for _, layer in nnx.iter_modules(model):
-        if isinstance(layer, BinaryConv | BinaryLinear) and layer.has_binary_kernel():
+        if not isinstance(layer, BinaryConv | BinaryLinear):
+            continue
+        if type(layer).__call__ in LAYER_CALLS and layer.has_binary_kernel():
             layer.kernel, layer.kernel_quantizer = LatentParam(layer.binary_kernel()), None
+    graphdef, state = nnx.split(model)
+
+    def forward(*inputs: Any) -> Any:
+        merged: Any = nnx.merge(graphdef, state, copy=True)  # of this trace
+        return merged(*inputs)
+
     with traced_for("file"):
-        return jax.make_jaxpr(cast(Any, model))(*inputs)
+        return jax.make_jaxpr(forward)(*inputs)
 
 
 def evaluate(
@@ -47,7 +57,9 @@ def evaluate(
         operands = [read(atom) for atom in eqn.invars]
         if eqn.primitive.name in CALLS:
             inner = eqn.params[CALLS[eqn.primitive.name]]
-            results = evaluate(inner.jaxpr, inner.consts, operands, translate)
+            closed = isinstance(inner, ClosedJaxpr)
+            called, constants = (inner.jaxpr, inner.consts) if closed else (inner, ())
+            results = evaluate(called, constants, operands, translate)
         else:
             results = translate(eqn, operands)
         values.update(zip(eqn.outvars, results, strict=True))

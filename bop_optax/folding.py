@@ -49,14 +49,14 @@ def fold(model: _Model, *inputs: Any) -> _Model:
 
     BatchNorm is monotone in each channel, and a sign follows: together they compare with one
     number. The threshold is the smallest number of its dtype at which BatchNorm, compiled by
-    itself, is at least 0. So the signs are the same for every input, exact zeros included; inside
-    a larger program the compiler may round BatchNorm otherwise in its last bit. Where the inputs
-    are sums of ±1 the threshold is an integer.
+    itself, is at least 0. So the signs are the same for every finite input, exact zeros included;
+    inside a larger program the compiler may round BatchNorm otherwise in its last bit. Where the
+    inputs are sums of ±1 the threshold is an integer.
 
     The BatchNorms are found in the jaxpr of the forward pass: those whose output goes into one-bit
     `input_quantizer`s and nowhere else, but for changes of shape. Others are kept, for instance
-    before a ReLU or a shortcut and at the end; so is one that is called twice, or inside
-    `nnx.remat` or a loop.
+    before a ReLU or a shortcut and at the end; so is one that is called twice, or inside a loop. A
+    forward pass must not depend on the type of its modules.
 
     Args:
         model: an NNX module; latent, binary or packed.
@@ -107,9 +107,9 @@ def _threshold(norm: nnx.BatchNorm, found: Norm) -> Threshold:
         norm.num_features,
         found.in_dtype,
     )
-    if found.integers:
-        wide = np.asarray(threshold, np.float64)
-        threshold = np.clip(np.ceil(wide), -LIMIT, LIMIT).astype(np.int32)
+    rounded = np.ceil(np.asarray(threshold, np.float64))
+    if found.integers and (np.isinf(rounded) | (np.abs(rounded) < LIMIT)).all():
+        threshold = np.clip(rounded, -LIMIT, LIMIT).astype(np.int32)
     return Threshold(threshold, direction, found.out_dtype)
 
 
@@ -133,8 +133,8 @@ def _smallest(
 
     infinity = int(np.array(np.inf, dtype).view(integer))
     low, high = np.full(features, -infinity), np.full(features, infinity)
-    while (high - low > 1).any():
-        middle = low + (high - low) // 2
+    while (high > low + 1).any():
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, which cannot overflow
         held = holds(number(middle))
         low, high = np.where(held, low, middle), np.where(held, middle, high)
     return number(np.where(high == 1 - infinity, -infinity, high))

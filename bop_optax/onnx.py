@@ -67,6 +67,9 @@ def to_onnx(
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     forward = forward_jaxpr(model, images)
+    dtypes = {v.aval.dtype for eqn in forward.jaxpr.eqns for v in eqn.outvars}
+    if len(forward.out_avals) != 1 or dtypes & {jnp.bfloat16, jnp.float16}:
+        raise NotImplementedError("a network has one output and computes in float32")
     translation = _Translation(qonnx)
     proto = jax2onnx.to_onnx(
         lambda x: evaluate(forward.jaxpr, forward.consts, [x], translation)[0],

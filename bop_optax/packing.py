@@ -7,7 +7,7 @@ from flax import nnx
 from bop_optax.layers import BinaryConv, BinaryLinear
 
 _Model = TypeVar("_Model", bound=nnx.Module)
-_CALLS = (BinaryConv.__call__, BinaryLinear.__call__)  # which read packed kernels, too
+LAYER_CALLS = (BinaryConv.__call__, BinaryLinear.__call__)  # which read packed kernels, too
 
 
 def pack(model: _Model) -> _Model:
@@ -46,6 +46,6 @@ def pack(model: _Model) -> _Model:
     for _, module in nnx.iter_modules(packed):
         if not isinstance(module, BinaryConv | BinaryLinear):
             continue
-        if type(module).__call__ in _CALLS and module.has_binary_kernel():
+        if type(module).__call__ in LAYER_CALLS and module.has_binary_kernel():
             module.pack_kernel()
     return packed

@@ -80,8 +80,12 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
     content = safetensors.numpy.save(tensors, {"bop_optax": description})
     path = Path(path)
     partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @overload

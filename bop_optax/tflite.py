@@ -58,6 +58,8 @@ def to_tflite(model: nnx.Module, image_shape: Sequence[int], path: Path | str) -
         Neural Networks. MLSys 2021, arXiv:2011.09398.
     """
     closed = forward_jaxpr(model, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    if [aval.dtype for aval in closed.out_avals] != [jnp.float32]:
+        raise NotImplementedError("a network has one output, in float32")
     spec = tf.TensorSpec((1, *image_shape), tf.float32, "images")
 
     @tf.function(input_signature=[spec], autograph=False)
@@ -124,6 +126,9 @@ def _before_pool(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]
         increasing = not tf.is_tensor(weights) and (function is tf.add or np.all(weights > 0))
         if x.op.type != "MaxPool" or not increasing:
             return function(x, weights)
+        weights = np.asarray(weights)
+        if weights.size not in (1, weights.shape[-1]):  # they differ between pixels
+            return function(x, weights)
         window, strides, padding = map(x.op.get_attr, ("ksize", "strides", "padding"))
         y = function(x.op.inputs[0], weights)
         return tf.nn.max_pool2d(y, window, strides, padding.decode())
@@ -147,11 +152,32 @@ def _at_least(a: Value, b: Value) -> tf.Tensor:
 def _select(which: tf.Tensor, no: Value, yes: Value) -> tf.Tensor:
     """A selection; of the sign of a sign it is the sign itself."""
     x, zero = which.op.inputs if which.op.type == "GreaterEqual" else (which, which)
-    if x.op.type == "SelectV2" and not np.any(tf.get_static_value(zero)):
-        values = [tf.get_static_value(v) for v in x.op.inputs[1:]]
-        if values == [yes, no] == [1, -1]:
+    if x.op.type == "SelectV2" and _is_number(zero, 0):
+        one, minus_one = x.op.inputs[1:]
+        pairs = ((one, 1), (minus_one, -1), (yes, 1), (no, -1))
+        if all(_is_number(value, number) for value, number in pairs):
             return x
     return tf.where(which, yes, no)
+
+
+def _is_number(value: Value, number: float) -> bool:
+    static = tf.get_static_value(value) if tf.is_tensor(value) else value
+    return static is not None and np.size(static) == 1 and np.asarray(static).item() == number
+
+
+def _dense(x: tf.Tensor, kernel: Value, *, dimension_numbers: Any, **_: Any) -> tf.Tensor:
+    contracted, batch = dimension_numbers
+    if tf.is_tensor(kernel) or contracted[1] != (0,) or any(batch) or kernel.ndim != 2:
+        raise NotImplementedError("only products by a matrix have a translation to TensorFlow")
+    if list(x.shape[1:3]) != [1, 1]:
+        raise NotImplementedError("only products of vectors have a translation to TensorFlow")
+    return tf.nn.conv2d(x, kernel[None, None], 1, "VALID")
+
+
+def _reduce_sum(x: tf.Tensor, *, axes: Sequence[int], **_: Any) -> tf.Tensor:
+    if tuple(axes) != (1, 2):
+        raise NotImplementedError("only sums over pixels have a translation to TensorFlow")
+    return tf.reduce_sum(x, axes, keepdims=True)
 
 
 def _convolve(
@@ -165,6 +191,8 @@ def _convolve(
     **params: Any,
 ) -> tf.Tensor:
     """A convolution without what its window does not reach, which the converter misunderstands."""
+    if kernel.ndim != 4 or params["batch_group_count"] > 1 or set(params["lhs_dilation"]) != {1}:
+        raise NotImplementedError("only convolutions of images have a translation to TensorFlow")
     sizes, window = [*x.shape[1:-1]], kernel.shape[:2]
     spans = [(k - 1) * d + 1 for k, d in zip(window, rhs_dilation, strict=True)]
     geometry = Geometry(window_strides, padding, 0.0, rhs_dilation, feature_group_count)
@@ -207,8 +235,13 @@ def _pad(x: tf.Tensor, value: np.ndarray, *, padding_config: Sequence[Any]) -> t
 
 
 def _max_pool(
-    x: tf.Tensor, *, window_dimensions: Any, window_strides: Any, padding: Any, **_: Any
+    x: tf.Tensor, *, window_dimensions: Any, window_strides: Any, padding: Any, **params: Any
 ) -> tf.Tensor:
+    if (
+        set(params["window_dilation"]) | set(params["base_dilation"]) != {1}
+        or len(window_dimensions) != 4
+    ):
+        raise NotImplementedError("only max-pools of images have a translation to TensorFlow")
     for name in ("VALID", "SAME"):
         pads = lax.padtype_to_pads(x.shape, window_dimensions, window_strides, name)
         if tuple(padding) == tuple(pads):
@@ -233,10 +266,10 @@ OPERATIONS: dict[str, Callable[..., tf.Tensor]] = {
     "ge": _elementwise(_at_least),
     "select_n": _elementwise(_select),
     "conv_general_dilated": _convolve,
-    "dot_general": lambda x, kernel, **_: tf.nn.conv2d(x, kernel[None, None], 1, "VALID"),
+    "dot_general": _dense,
     "pad": _pad,
     "reduce_window_max": _max_pool,
-    "reduce_sum": lambda x, *, axes, **_: tf.reduce_sum(x, axes, keepdims=True),
+    "reduce_sum": _reduce_sum,
     "slice": _slice,
     "reshape": _reshape,
     "broadcast_in_dim": lambda x, *, shape, **_: _reshape(x, shape),

@@ -33,22 +33,21 @@ def export(trained: TrainedModel, to: Format, path: Path) -> None:
     Args:
         trained: the loaded run.
         to: "bits": `bop_optax.saving.save` of the folded network; "onnx" and "qonnx":
-            `bop_optax.onnx.to_onnx` of it; "tflite": `bop_optax.tflite.to_tflite`.
+            `bop_optax.onnx.to_onnx` of it; "tflite": `bop_optax.tflite.to_tflite` of it.
         path: the file.
 
     Raises:
         ImportError: if the packages of the format are not installed.
         NotImplementedError: for an operation that the format has not.
     """
-    if to == "tflite":
-        from bop_optax.tflite import to_tflite
-
-        to_tflite(trained.model, trained.image_shape, path)
-        return
     images = jax.ShapeDtypeStruct((1, *trained.image_shape), jnp.float32)
     folded = fold(trained.model, images)
     if to == "bits":
         save(folded, path)
+    elif to == "tflite":
+        from bop_optax.tflite import to_tflite
+
+        to_tflite(folded, trained.image_shape, path)
     else:
         from bop_optax.onnx import to_onnx
 
@@ -73,11 +72,11 @@ def main(
             hls4ml. `tflite`: for Larq Compute Engine.
         output: File to write. Default: a file in RUN.
     """
-    path = output or run.expanduser() / FILES[to]
+    path = (output or run / FILES[to]).expanduser()
     try:
         export(load_run(run), to, path)
     except ImportError as error:
-        sys.exit(f"training.export: {error}; pip install 'bop_optax[{EXTRAS[to]}]'")
+        sys.exit(f"training.export: {error}; pip install -e '.[{EXTRAS[to]}]'")
     except (ValueError, OSError, NotImplementedError) as error:
         sys.exit(f"training.export: {error}")
     print(f"{path}: {path.stat().st_size:,} bytes")

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from bop_optax import ste_sign
 from bop_optax.folding import Threshold, fold
 from bop_optax.layers import BinaryConv, BinaryLinear, Product
 from bop_optax.packing import pack
-from bop_optax.quantizers import binarize
+from bop_optax.quantizers import binarize, is_one_bit
 from bop_optax.saving import load, save
 from models.binary_alexnet import BinaryAlexNet
 from models.binarynet import BinaryNet
@@ -179,6 +180,7 @@ KEPT = {
     "another argument": lambda m, x: m.last(m.norm(x, use_running_average=True)),
     "a second call": lambda m, x: m.last(m.norm(m.norm(x))),
     "remat": lambda m, x: jax.checkpoint(lambda x: m.last(m.norm(x)))(x),
+    "a name of the user's own": lambda m, x: m.last(nnx.relu(checkpoint_name(m.norm(x), "sign"))),
     "a call in a loop": lambda m, x: (
         m.last(m.norm(x)) + jax.lax.map(lambda y: m.norm(y).sum(), x).sum()
     ),
@@ -189,6 +191,90 @@ KEPT = {
 def test_norms_of_which_more_than_the_sign_is_used_are_kept(use):
     folded = fold(Two(KEPT[use]), shape_of(1, 5, 8))
     assert type(folded.norm) is nnx.BatchNorm
+
+
+@pytest.mark.parametrize("transform", [nnx.remat, nnx.jit])
+def test_models_with_transforms_of_nnx(transform):
+    model = Two(lambda m, x: transform(lambda m, x: m.last(m.norm(x)))(m, x))
+    assert type(fold(model, shape_of(1, 5, 8)).norm) in (nnx.BatchNorm, Threshold)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(9, 5, 8)), jnp.float32)
+    model.eval()
+    np.testing.assert_array_equal(fold(model, x)(x), model(x))
+
+
+class ScaledByActivations(BinaryLinear):
+    """A layer that asks for its quantizer and uses its input, too, as XNOR-Net's do."""
+
+    def __call__(self, x):
+        y = super().__call__(x)
+        return y * jnp.abs(x).mean() if is_one_bit(self.input_quantizer) else y
+
+
+def test_a_layer_that_uses_its_input_too():
+    model = Hidden(8)
+    model.last = ScaledByActivations(8, 3, input_quantizer=ste_sign, rngs=nnx.Rngs(0))
+    assert type(fold(model, shape_of(1, INPUTS)).norm) is nnx.BatchNorm
+
+
+def median_sign(x):
+    return ste_sign(x - jnp.median(x))
+
+
+def shifted_sign(x):
+    return ste_sign(x - jnp.zeros(8))
+
+
+median_sign.precision = shifted_sign.precision = 1
+
+
+@pytest.mark.parametrize("quantizer", [median_sign, shifted_sign])
+def test_quantizers_of_the_user_are_not_folded(quantizer):
+    model = Hidden(8)
+    model.last.input_quantizer = quantizer
+    assert type(fold(model, shape_of(1, INPUTS)).norm) is nnx.BatchNorm
+
+
+def test_integers_beyond_float32_keep_a_real_threshold():
+    class Large(Hidden):
+        def __call__(self, x):
+            return self.last(self.norm(self.first(x) * 5e6))
+
+    model = Large(4)
+    model.norm.mean[...] = jnp.full(4, 3e7)
+    model.eval()
+    folded = fold(model, shape_of(1, INPUTS))
+    assert folded.norm.threshold.dtype == jnp.float32
+    x = jnp.asarray([[2.9e7], [3e7], [3.1e7]]) * jnp.ones(4)
+    np.testing.assert_array_equal(folded.norm(x), signs(model, x))
+
+
+def test_a_loop_with_a_condition_makes_no_integers():
+    class Looped(Hidden):
+        def __call__(self, x):
+            start = (jnp.sum(x) < 1e9, self.first(x))
+            _, y = jax.lax.while_loop(
+                lambda c: c[0], lambda c: (jnp.sum(c[1]) > 1e9, c[1] + 0.3), start
+            )
+            return self.last(self.norm(y))
+
+    assert fold(Looped(4), shape_of(1, INPUTS)).norm.threshold.dtype == jnp.float32
+
+
+def test_float64():
+    with jax.enable_x64(True):
+        model = set_norms(Hidden(50, one_bit=False, dtype=jnp.float64))
+        folded = fold(model, shape_of(1, INPUTS, dtype=jnp.float64))
+        threshold = folded.norm.threshold[...]
+        assert threshold.dtype == jnp.float64
+        assert jnp.isfinite(threshold).all()
+        x = jnp.asarray(np.random.default_rng(0).normal(0, 5, (99, 50)))
+        np.testing.assert_array_equal(folded.norm(x), signs(model, x))
+
+
+def test_a_norm_of_integers_is_kept():
+    model = Two(lambda m, x: m.last(m.norm(x.astype(jnp.int32))))
+    with jax.numpy_dtype_promotion("standard"):
+        assert type(fold(model, shape_of(1, 5, 8)).norm) is nnx.BatchNorm
 
 
 def test_shapes_between_norm_and_sign_may_change():

@@ -1,5 +1,5 @@
-// A BinaryNet on one-bit numbers: XOR and population count. It reads the file that
-// `python -m training.export RUN --to bits` writes.
+// A BinaryNet for grey images on one-bit numbers: XOR and population count. It reads the file that
+// `python -m training.export RUN --to bits` writes, of a network with `first_padding` "SAME".
 
 // ---- The file: safetensors, a binary array as one bit for each weight, 1 for −1 ----
 
@@ -20,6 +20,8 @@ export function readTensors(buffer) {
       data_offsets: [start, end],
     },
   ] of Object.entries(entries)) {
+    if (8 + length + end > buffer.byteLength) throw new Error(`the file ends within ${name}`);
+    if (name.endsWith("/scale")) throw new Error("the kernels are not ±1");
     const values = new arrays[dtype](buffer.slice(8 + length + start, 8 + length + end));
     tensors[name] = name in oneBit ? unpack(values, oneBit[name].shape) : { shape, values };
   }
@@ -107,6 +109,14 @@ export function binaryNet(buffer, side = 8) {
     rows: kernelRows(kernel).map((tap) => (i ? tap.map(pack) : tap)),
   }));
   const thresholds = listed("norms", "threshold", "direction");
+  const pooled = side / 2 ** (convs.length / 2); // the side of the last map
+  const fits =
+    thresholds.length === layers.length - 1 &&
+    layers[0].inputs === 1 &&
+    Number.isInteger(pooled) &&
+    layers[convs.length].inputs === pooled ** 2 * convs.at(-1)[0].shape.at(-1);
+  if (!fits) throw new Error(`this is no folded BinaryNet for grey images of ${side}×${side}`);
+
   const [mean, variance, bias] = ["mean", "var", "bias"].map(
     (name) => tensors[`norms/${thresholds.length}/${name}`].values,
   );

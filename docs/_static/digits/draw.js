@@ -1,6 +1,4 @@
 // The page's drawing: strokes to an 8×8 image as in the data set, the image to a class.
-import { binaryNet } from "./binarynet.js";
-
 const GRID = 32; // the data set's bitmaps, of which each pixel of an image counts 4×4 points
 const element = (id) => document.getElementById(id);
 const canvas = element("drawing");
@@ -65,7 +63,7 @@ function showImage(bytes) {
 function showClasses(logits) {
   const weights = logits.map((logit) => Math.exp(logit - Math.max(...logits)));
   const total = weights.reduce((a, b) => a + b);
-  const best = logits.indexOf(Math.max(...logits));
+  const best = strokes.length ? logits.indexOf(Math.max(...logits)) : -1;
   element("classes").replaceChildren(
     ...weights.map((weight, digit) => {
       const row = document.createElement("div");
@@ -75,7 +73,7 @@ function showClasses(logits) {
       return row;
     }),
   );
-  element("answer").textContent = `This is ${best}.`;
+  element("answer").textContent = strokes.length ? `This is ${best}.` : "Draw a digit.";
 }
 
 function classify(network) {
@@ -94,7 +92,6 @@ function clear() {
   draw(canvas.getContext("2d"), 18, strokes);
   showImage(new Array(64).fill(0));
   showClasses(new Array(10).fill(0));
-  element("answer").textContent = "Draw a digit.";
   element("time").textContent = "";
 }
 
@@ -106,16 +103,21 @@ function addPoint(event) {
 }
 
 try {
+  const { binaryNet } = await import("./binarynet.js");
   const response = await fetch(new URL("digits.safetensors", import.meta.url));
+  if (!response.ok) throw new Error(`the server answers ${response.status}`);
   const network = binaryNet(await response.arrayBuffer());
   clear();
   canvas.onpointerdown = (event) => {
+    if (!event.isPrimary || event.button !== 0) return;
     canvas.setPointerCapture(event.pointerId);
     strokes.push([]);
     addPoint(event);
   };
-  canvas.onpointermove = (event) => event.buttons && strokes.length && addPoint(event);
+  canvas.onpointermove = (event) =>
+    event.isPrimary && event.buttons && strokes.length && addPoint(event);
   canvas.onpointerup = () => classify(network);
+  canvas.onpointercancel = canvas.onpointerup;
   element("clear").onclick = clear;
 } catch (error) {
   element("answer").textContent = `The network could not be loaded: ${error.message}`;
