@@ -127,7 +127,7 @@ def _before_pool(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]
         if x.op.type != "MaxPool" or not increasing:
             return function(x, weights)
         weights = np.asarray(weights)
-        if weights.size not in (1, weights.shape[-1]):  # they differ between pixels
+        if weights.size not in (1, *weights.shape[-1:]):  # they differ between pixels
             return function(x, weights)
         window, strides, padding = map(x.op.get_attr, ("ksize", "strides", "padding"))
         y = function(x.op.inputs[0], weights)
