@@ -54,7 +54,7 @@ def fold(model: _Model, *inputs: Any) -> _Model:
     inputs are sums of ±1 the threshold is an integer.
 
     The BatchNorms are found in the jaxpr of the forward pass: those whose output goes into one-bit
-    `input_quantizer`s and nowhere else, but for changes of shape. Others are kept, for instance
+    quantizers of inputs and nowhere else, but for changes of shape. Others are kept, for instance
     before a ReLU or a shortcut and at the end; so is one that is called twice, or inside a loop. A
     forward pass must not depend on the type of its modules.
 
