@@ -24,8 +24,9 @@ def name(page: Path) -> str:
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name)
-def test_python_blocks_run(page):
-    """One after another, in one namespace a page."""
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    """One after another, in one namespace a page, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
     namespace: dict = {}
