@@ -62,9 +62,10 @@ def norms_before_signs(model: nnx.Module, inputs: Iterable[Any]) -> dict[int, No
     for place, norm in enumerate(norms):
         norm.__class__ = _NamedNorm
         norm.place, norm.record = place, calls.append
-    for _, layer in nnx.iter_modules(model):
+    layers: list[Any] = [layer for _, layer in nnx.iter_modules(model)]
+    for layer in layers:
         if _is_library_sign(getattr(layer, "input_quantizer", None)):
-            setattr(layer, "input_quantizer", _NamedSign())  # noqa: B010
+            layer.input_quantizer = _NamedSign()
     with jax.disable_jit():  # one flat jaxpr
         closed = forward_jaxpr(model, *inputs)
     found = _signs_only(closed)
