@@ -53,18 +53,28 @@ ENGINES = {"onnx": onnx, "openvino": openvino, "lce": lce}
 
 
 def classify(engine: str, file: str, images: str, logits: str, batch: int, threads: int = 2) -> Job:
-    """Classifies batches of images; keeps the logits of all images.
+    """Classifies batches of images by an engine.
 
     Args:
         engine: of ENGINES.
         file: what to run.
+        images, logits, batch: see `classification`.
+        threads: of the engine.
+    """
+    return classification(ENGINES[engine](file, threads), images, logits, batch)
+
+
+def classification(call: Call, images: str, logits: str, batch: int) -> Job:
+    """Classifies batches of images; keeps the logits of all images.
+
+    Args:
+        call: maps a batch of images to logits.
         images: .npy file of float32, `(number, *image_shape)`.
         logits: .npy file to write.
         batch: images of a call; must divide their number.
-        threads: of the engine.
     """
-    call = ENGINES[engine](file, threads)
-    batches = np.split(np.load(images), len(np.load(images)) // batch)
+    loaded = np.load(images)
+    batches = np.split(loaded, len(loaded) // batch)
     np.save(logits, np.concatenate([call(one) for one in batches]))
 
     def run(number: int) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Engine(NamedTuple):
     files: tuple[Path, ...]
 
 
-def engines(run: Path, exported: Path, batch: int) -> dict[str, Engine]:
-    """The engines for a batch size, and their files."""
+def engines(run: Path, model: nnx.Module, exported: Path, batch: int) -> dict[str, Engine]:
+    """The engines for the model of a run and a batch size, and their files."""
     bits, onnx, tflite = (exported / name for name in ("bits", "onnx", "tflite"))
     ours = {"run": str(run)}
     found = {
@@ -62,7 +62,7 @@ def engines(run: Path, exported: Path, batch: int) -> dict[str, Engine]:
         "XLA, one bit": Engine("ours", {"variant": "popcount", **ours}, (bits,)),
         "onnxruntime, float32": Engine("engines", {"engine": "onnx", "file": str(onnx)}, (onnx,)),
     }
-    if isinstance(load_run(run).model, BinaryNet):  # the network of the example
+    if isinstance(model, BinaryNet):  # the network of the example
         file = exported / f"openvino{batch}.xml"
         subprocess.run([sys.executable, OPENVINO, run, file, str(batch)], check=True)
         options = {"engine": "openvino", "file": str(file)}
@@ -84,8 +84,6 @@ def compare(
         command = workers[engine.worker]
         if isinstance(command, Missing):
             raise command
-        if engine.worker != "ours":
-            command = [command[0], "-m", "benchmarks.engine_worker"]
         files = {"images": str(place / "images.npy"), "logits": str(place / f"logits{i}.npy")}
         tasks[name] = Task(command, "classify", {**engine.options, **files, "batch": batch})
     results = interleave(tasks, **measured)
@@ -145,7 +143,7 @@ def main(
             export(trained, to, place / to)
         for batch in batches:
             whole = scaled[: len(scaled) // batch * batch]
-            found = engines(run, place, batch)
+            found = engines(run, trained.model, place, batch)
             lines = compare(
                 found, whole, batch, place, peers=peers, repeats=repeats, seconds=seconds
             )

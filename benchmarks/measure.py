@@ -21,8 +21,8 @@ def find_workers(names: set[str], folder: Path) -> Workers:
         except Missing as missing:
             workers[name] = missing
         else:
-            module = "benchmarks.worker" if name == "ours" else f"benchmarks.{name}_worker"
-            workers[name] = [python, "-m", module]
+            module = "worker" if name == "ours" else PEERS[name].worker
+            workers[name] = [python, "-m", f"benchmarks.{module}"]
     return workers
 
 

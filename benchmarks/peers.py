@@ -27,11 +27,13 @@ class Peer(NamedTuple):
         packages: exact versions of the packages that are compared, by name.
         others: further requirements of pip.
         environment: variables of its worker.
+        worker: its module in benchmarks/.
     """
 
     packages: dict[str, str]
     others: tuple[str, ...]
     environment: dict[str, str]
+    worker: str
 
 
 PEERS = {
@@ -44,11 +46,14 @@ PEERS = {
         },
         ("numpy<2",),
         {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        "larq_worker",
     ),
-    "torch": Peer({"torch": "2.13.0"}, ("numpy",), {}),
-    "engines": Peer({"onnxruntime": "1.32.0", "openvino": "2026.4.1"}, ("numpy",), {}),
+    "torch": Peer({"torch": "2.13.0"}, ("numpy",), {}, "torch_worker"),
+    "engines": Peer(
+        {"onnxruntime": "1.32.0", "openvino": "2026.4.1"}, ("numpy",), {}, "engine_worker"
+    ),
     # Its interpreter takes arrays of NumPy 1.
-    "lce": Peer({"larq-compute-engine": "0.16.0"}, ("numpy<2",), {}),
+    "lce": Peer({"larq-compute-engine": "0.16.0"}, ("numpy<2",), {}, "engine_worker"),
 }
 
 

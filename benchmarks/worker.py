@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 
 import train
+from benchmarks.engine_worker import classification
 from benchmarks.limits import matrix_rate, product_flops, stream
 from benchmarks.protocol import Job, finite, serve
 from bop_optax import bop
@@ -249,14 +250,12 @@ def whole_run(unit: str = "epoch", cached: bool = True, **options: Any) -> Job:
 
 
 def classify(variant: str, run: str, images: str, logits: str, batch: int) -> Job:
-    """Classifies batches of images with the network of a finished run; keeps all logits.
+    """Classifies batches of images with the network of a finished run.
 
     Args:
         variant: "float32" or "popcount", the packed network.
         run: the run's folder.
-        images: .npy file of scaled images.
-        logits: .npy file to write.
-        batch: images of a call; must divide their number.
+        images, logits, batch: see `benchmarks.engine_worker.classification`.
     """
     model = load_run(run).model
     if variant == "popcount":
@@ -266,15 +265,7 @@ def classify(variant: str, run: str, images: str, logits: str, batch: int) -> Jo
             layer.product = Product("float")
     graphdef, state = nnx.split(model)
     call = compiled(lambda state, x: nnx.merge(graphdef, state)(x))
-    batches = np.split(np.load(images), len(np.load(images)) // batch)
-    np.save(logits, np.concatenate([np.asarray(call(state, one)) for one in batches]))
-
-    def run_batches(number: int) -> dict[str, Any]:
-        for i in range(number):
-            np.asarray(call(state, batches[i % len(batches)]))
-        return {}
-
-    return Job(run_batches)
+    return classification(lambda x: np.asarray(call(state, x)), images, logits, batch)
 
 
 # ---- The optimizer -------------------------------------------------------------------------------
