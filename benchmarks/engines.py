@@ -27,7 +27,7 @@ from benchmarks.__main__ import start_record
 from benchmarks.contest import ROOT, Task, interleave
 from benchmarks.measure import find_workers
 from benchmarks.peers import DEFAULT_FOLDER, Missing
-from models.binarynet import BinaryNet
+from bop_optax.models.binarynet import BinaryNet
 from training.config import Experiment, from_json
 from training.data.augment import scale
 from training.export import export

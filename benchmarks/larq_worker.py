@@ -1,7 +1,7 @@
 """Larq's worker; runs in Larq's environment: python -m benchmarks.larq_worker (see protocol.py).
 
-The networks are those of models/, with the same order of layers, paddings and BatchNorms. Options:
-`experiment` is that of `training.config.to_json`; `jit` compiles with XLA.
+The networks are those of bop_optax.models, with the same order of layers, paddings and BatchNorms.
+Options: `experiment` is that of `training.config.to_json`; `jit` compiles with XLA.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingModuleSource=false

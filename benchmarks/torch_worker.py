@@ -1,7 +1,7 @@
 """PyTorch's worker; runs in its environment: python -m benchmarks.torch_worker (see protocol.py).
 
 Bop and the sign with the straight-through estimator are written here as a PyTorch user would write
-them. The network is that of models/binarynet.py. `compiled` uses torch.compile.
+them. The network is that of bop_optax/models/binarynet.py. `compiled` uses torch.compile.
 """
 
 # pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
@@ -36,7 +36,7 @@ def rademacher(parameter):
 
 
 class BinaryNet(nn.Module):
-    """models/binarynet.py in PyTorch."""
+    """bop_optax/models/binarynet.py in PyTorch."""
 
     def __init__(self, options, image_shape, num_classes):
         super().__init__()

@@ -2,9 +2,9 @@
 
 `bop` is an Optax transform. Its variants are `bop_layerwise`, `bop_2nd_order` and `cema`.
 `binary_labels` labels the binary parameters for `optax.partition`. Quantizers and metrics complete
-the package. It needs JAX and Optax alone. Three modules are imported separately:
-`bop_optax.layers` (Flax NNX), `bop_optax.linen` (Flax Linen), `bop_optax.latent` (the baseline
-with latent weights).
+the package. It needs JAX and Optax alone. Import separately: `bop_optax.layers` and
+`bop_optax.models` (Flax NNX), `bop_optax.linen` (Flax Linen), `bop_optax.latent` (the baseline with
+latent weights).
 """
 
 from bop_optax._bop import BopState, bop

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from bop_optax.folding import Threshold, fold
-from models.binarynet import BinaryNet
-from models.pooling import max_pool
+from bop_optax.models.binarynet import BinaryNet
+from bop_optax.models.pooling import max_pool
 
 ov = pytest.importorskip("openvino")
 op = pytest.importorskip("openvino.opset1")

@@ -13,8 +13,8 @@ from flax import nnx
 
 import train
 from bop_optax import flip_ratio, log_flip_ratio
+from bop_optax.models.binarynet import BinaryNet
 from experiments.presets import PRESETS
-from models.binarynet import BinaryNet
 from training import network as networks
 from training.config import Bop, Experiment, LatentAdam, LatentSGD, Schedule
 from training.data import Batch

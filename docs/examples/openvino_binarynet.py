@@ -23,7 +23,7 @@ from flax import nnx
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a clone of the repository
 
 from bop_optax.folding import Threshold, fold
-from models.binarynet import BinaryNet
+from bop_optax.models.binarynet import BinaryNet
 from training.trained import load_run
 
 TINY = np.finfo(np.float32).tiny  # the smallest normal number

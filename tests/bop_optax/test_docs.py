@@ -12,13 +12,15 @@ from flax import nnx
 
 import bop_optax
 
-OWN_EXTRA = {"_onnx_kernels", "onnx", "tflite"}  # modules that may lack their packages
+OWN_EXTRA = {  # modules that may lack their packages
+    f"bop_optax.{name}" for name in ("_onnx_kernels", "onnx", "tflite")
+}
 
 
 def import_modules():
-    for info in pkgutil.iter_modules(bop_optax.__path__):
+    for info in pkgutil.walk_packages(bop_optax.__path__, "bop_optax."):
         try:
-            yield importlib.import_module(f"bop_optax.{info.name}")
+            yield importlib.import_module(info.name)
         except ImportError:
             if info.name not in OWN_EXTRA:
                 raise
@@ -45,7 +47,7 @@ def public_names(module):
     return [x for x in own if getattr(x, "__module__", None) == module.__name__]
 
 
-PUBLIC_MODULES = [m for m in MODULES if not m.__name__.split(".")[1].startswith("_")]
+PUBLIC_MODULES = [m for m in MODULES if "._" not in m.__name__]
 PUBLIC = [getattr(bop_optax, name) for name in bop_optax.__all__]
 PUBLIC += [x for module in PUBLIC_MODULES for x in public_names(module) if x not in PUBLIC]
 

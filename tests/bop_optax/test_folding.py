@@ -10,13 +10,13 @@ from jax.ad_checkpoint import checkpoint_name
 from bop_optax import ste_sign
 from bop_optax.folding import Threshold, fold
 from bop_optax.layers import BinaryConv, BinaryLinear, Product
+from bop_optax.models.binary_alexnet import BinaryAlexNet
+from bop_optax.models.binarynet import BinaryNet
+from bop_optax.models.birealnet import BiRealNet
+from bop_optax.models.xnornet import XNORNet
 from bop_optax.packing import pack
 from bop_optax.quantizers import binarize, is_one_bit
 from bop_optax.saving import load, save
-from models.binary_alexnet import BinaryAlexNet
-from models.binarynet import BinaryNet
-from models.birealnet import BiRealNet
-from models.xnornet import XNORNet
 from tests.networks import set_norms, shape_of
 
 INPUTS = 64  # of a layer whose sums are tried one by one

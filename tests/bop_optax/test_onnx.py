@@ -11,11 +11,11 @@ from flax import nnx
 from bop_optax import ste_sign
 from bop_optax.folding import fold
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, rademacher
+from bop_optax.models.binary_alexnet import BinaryAlexNet
+from bop_optax.models.binarynet import BinaryNet
+from bop_optax.models.birealnet import BiRealNet
+from bop_optax.models.xnornet import XNORNet
 from bop_optax.packing import pack
-from models.binary_alexnet import BinaryAlexNet
-from models.binarynet import BinaryNet
-from models.birealnet import BiRealNet
-from models.xnornet import XNORNet
 from tests.networks import set_norms, shape_of
 
 onnx = pytest.importorskip("onnx")

@@ -8,9 +8,9 @@ from flax import nnx
 
 from bop_optax import approx_sign, ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, PackedParam, Product
+from bop_optax.models.binarynet import BinaryNet
+from bop_optax.models.birealnet import BiRealBlock
 from bop_optax.packing import pack
-from models.binarynet import BinaryNet
-from models.birealnet import BiRealBlock
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
 SMALL = {"image_shape": (8, 8, 3), "rngs": nnx.Rngs(0)}

@@ -18,9 +18,9 @@ from hypothesis.extra import numpy as arrays
 from bop_optax import binary_labels, ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, LatentParam
 from bop_optax.linen import with_binary
+from bop_optax.models.binarynet import BinaryNet
 from bop_optax.packing import pack
 from bop_optax.saving import load, save
-from models.binarynet import BinaryNet
 
 rng = np.random.default_rng(0)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from models import binary_alexnet, binarynet, birealnet, xnornet
+from bop_optax.models import binary_alexnet, binarynet, birealnet, xnornet
 from training.config.ranges import require
 
 Shape = tuple[int, int, int]

@@ -14,11 +14,11 @@ from flax import nnx
 
 from bop_optax import binarize, binary_labels, bop, ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, LatentParam
-from models import binary_alexnet, binarynet, birealnet, xnornet
-from models.binary_alexnet import BinaryAlexNet
-from models.birealnet import BiRealBlock, BiRealNet, mean_pool
-from models.xnornet import XNORNet
-from tests.models.references import REFERENCES, block_reference
+from bop_optax.models import binary_alexnet, binarynet, birealnet, xnornet
+from bop_optax.models.binary_alexnet import BinaryAlexNet
+from bop_optax.models.birealnet import BiRealBlock, BiRealNet, mean_pool
+from bop_optax.models.xnornet import XNORNet
+from tests.bop_optax.models.references import REFERENCES, block_reference
 
 NETWORKS = [BiRealNet, BinaryAlexNet, XNORNet]
 

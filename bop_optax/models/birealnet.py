@@ -29,7 +29,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import approx_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution, glorot_uniform
-from models.pooling import max_pool
+from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.8) and the real convolutions of the authors' code.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.8, epsilon=1e-3)
@@ -205,6 +205,11 @@ def mean_pool(x: jax.Array) -> jax.Array:
 
     Returns:
         (batch, ⌈height / 2⌉, ⌈width / 2⌉, channels), the dtype of `x`.
+
+    Example:
+        >>> mean_pool(jnp.arange(9.0).reshape(1, 3, 3, 1)).reshape(2, 2)
+        Array([[2. , 3.5],
+               [6.5, 8. ]], dtype=float32)
     """
     _, height, breadth, _ = x.shape
     # A repeated edge pixel does not change the mean; `nnx.avg_pool` would count zeros.

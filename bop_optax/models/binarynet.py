@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
-from models.pooling import max_pool
+from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(scale=False), which the authors' code uses.
 BatchNorm = partial(nnx.BatchNorm, use_scale=False, momentum=0.99, epsilon=1e-3)

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from bop_optax.layers import BinaryParam
-from models.binarynet import BinaryNet
-from tests.models.references import sign
+from bop_optax.models.binarynet import BinaryNet
+from tests.bop_optax.models.references import sign
 
 
 def count(model: nnx.Module, kind: type) -> int:

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
-from models.pooling import max_pool
+from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.9), which the authors' code uses.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-3)
@@ -124,6 +124,10 @@ def last_map(image_shape: tuple[int, int, int]) -> tuple[int, int]:
 
     Raises:
         ValueError: if the image is too small for them.
+
+    Example:
+        >>> last_map((224, 224, 3))
+        (6, 6)
     """
     height, breadth, _ = image_shape
     rows, columns = -(-height // 4), -(-breadth // 4)

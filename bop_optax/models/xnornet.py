@@ -35,8 +35,8 @@ from bop_optax.layers import (
     convolution,
     glorot_uniform,
 )
-from models.binary_alexnet import last_map
-from models.pooling import max_pool
+from bop_optax.models.binary_alexnet import last_map
+from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.9); ε differs by layer in the authors' code.
 BatchNorm = partial(nnx.BatchNorm, momentum=0.9)

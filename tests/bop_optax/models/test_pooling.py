@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.pooling import max_pool
+from bop_optax.models.pooling import max_pool
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,0 @@
-"""Networks of the papers, one file each."""
