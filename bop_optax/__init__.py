@@ -13,7 +13,16 @@ from bop_optax._bop_layerwise import bop_layerwise
 from bop_optax._cema import CemaState, cema
 from bop_optax._labels import binary_labels
 from bop_optax.metrics import flip_ratio, flips, log_flip_ratio
-from bop_optax.quantizers import approx_sign, binarize, ste_sign
+from bop_optax.quantizers import (
+    approx_sign,
+    binarize,
+    dorefa,
+    magnitude_aware_sign,
+    ste_heaviside,
+    ste_sign,
+    ste_tern,
+    swish_sign,
+)
 
 __version__ = "0.1.0"
 
@@ -28,8 +37,13 @@ __all__ = [
     "bop_2nd_order",
     "bop_layerwise",
     "cema",
+    "dorefa",
     "flip_ratio",
     "flips",
     "log_flip_ratio",
+    "magnitude_aware_sign",
+    "ste_heaviside",
     "ste_sign",
+    "ste_tern",
+    "swish_sign",
 ]

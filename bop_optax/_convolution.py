@@ -81,13 +81,13 @@ def float_product(
         geometry.strides,
         pads,
         rhs_dilation=geometry.dilation,
-        dimension_numbers=_channels_last(len(pads)),
+        dimension_numbers=channels_last(len(pads)),
         feature_group_count=geometry.groups,
         precision=precision,
     )
 
 
-def _channels_last(rank: int) -> tuple[str, str, str]:
+def channels_last(rank: int) -> tuple[str, str, str]:
     spatial = "".join(map(str, range(rank)))
     return f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"
 
@@ -153,7 +153,7 @@ def convolution(
     rank = len(spatial)
     ours, given = (
         lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers)
-        for numbers in (_channels_last(rank), dimension_numbers)
+        for numbers in (channels_last(rank), dimension_numbers)
     )
     unusual = (
         ours != given

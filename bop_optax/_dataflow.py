@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
 from bop_optax._forward import forward_jaxpr
-from bop_optax.quantizers import is_one_bit
+from bop_optax.quantizers import is_sign
 
 # Names of values in the jaxpr.
 QUANTIZERS = "bop_optax.quantizers"
@@ -88,7 +88,7 @@ class _NamedNorm(nnx.BatchNorm):
 class _NamedSign:
     """A one-bit quantizer that has a name in the jaxpr."""
 
-    precision = 1
+    is_sign = True
 
     def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
         del args, kwargs  # of the pseudo-gradient
@@ -99,7 +99,7 @@ def _is_library_sign(quantizer: Any) -> bool:
     """Whether a quantizer is one of the library's, which are +1 exactly at 0 and above."""
     while isinstance(quantizer, partial):
         quantizer = quantizer.func
-    return is_one_bit(quantizer) and getattr(quantizer, "__module__", "") == QUANTIZERS
+    return is_sign(quantizer) and getattr(quantizer, "__module__", "") == QUANTIZERS
 
 
 def _signs_only(closed: ClosedJaxpr) -> dict[int, Norm]:

@@ -22,7 +22,7 @@ def pack(model: _Model) -> _Model:
 
     Args:
         model: an NNX module. Latent weights are quantized; a kernel whose quantizer does not say
-            that it is one bit stays as it is, see `bop_optax.quantizers.is_one_bit`.
+            that it is one bit stays as it is, see `bop_optax.quantizers.is_scaled_sign`.
 
     Returns:
         A copy. The derivative of a packed product raises an error.

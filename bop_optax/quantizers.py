@@ -1,34 +1,78 @@
-"""Quantizers: a sign in the forward pass, a pseudo-gradient in the backward pass.
+"""Quantizers: few values in the forward pass, a pseudo-gradient in the backward pass.
 
 The gradient of a sign is 0 almost everywhere. Training a Binarized Neural Network replaces it by a
-pseudo-gradient, in the backward pass only (section 2, equation 3 of arXiv:1906.02107). All
-quantizers here return exactly ±1 in the dtype of their input: +1 at 0 and −0, and −1 for NaN.
+pseudo-gradient, in the backward pass only (section 2, equation 3 of arXiv:1906.02107). The
+quantizers are Larq's, with the same defaults and values. Set an argument with `functools.partial`:
+`partial(ste_sign, clip=1.25)`. Every sign is +1 at 0 and −0, and −1 for NaN.
+
+Three attributes of a quantizer describe its outputs. A quantizer of your own may have them, too:
+
+- `precision`, the number of bits, as in Larq;
+- `is_sign`, True if the outputs are −1 and +1: layers may then multiply bits;
+- `is_scaled_sign`, True if the outputs are −α and +α with one α for each entry of the last axis:
+  kernels of such values are saved and multiplied as bits, too.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 
-def is_one_bit(quantizer: Any) -> bool:
-    """Tells whether a quantizer returns ±1: True if its attribute `precision` is 1, as in Larq.
-
-    Layers multiply the outputs of such quantizers as bits. A quantizer of your own needs the
-    attribute to take part.
+def is_sign(quantizer: Any) -> bool:
+    """Tells whether a quantizer returns −1 or +1 alone: True if its attribute `is_sign` is True.
 
     Args:
         quantizer: a function, a `functools.partial` of one, or None.
 
     Example:
-        >>> is_one_bit(ste_sign), is_one_bit(partial(ste_sign, clip=2.0)), is_one_bit(jnp.tanh)
+        >>> is_sign(ste_sign), is_sign(partial(ste_sign, clip=2.0)), is_sign(ste_heaviside)
         (True, True, False)
     """
+    return getattr(_function(quantizer), "is_sign", False) is True
+
+
+def is_scaled_sign(quantizer: Any) -> bool:
+    """Tells whether a quantizer returns ±α, with one α for each entry of the last axis.
+
+    Args:
+        quantizer: a function, a `functools.partial` of one, or None.
+
+    Example:
+        >>> is_scaled_sign(magnitude_aware_sign), is_scaled_sign(ste_sign), is_scaled_sign(ste_tern)
+        (True, True, False)
+    """
+    return is_sign(quantizer) or getattr(_function(quantizer), "is_scaled_sign", False) is True
+
+
+def precision(quantizer: Any) -> int | None:
+    """Returns the number of bits of a quantizer's outputs.
+
+    Args:
+        quantizer: a function, a `functools.partial` of one, or None.
+
+    Returns:
+        The argument `bits` of the partial, else the attribute `precision`, else None.
+
+    Example:
+        >>> precision(ste_sign), precision(partial(dorefa, bits=4)), precision(None)
+        (1, 4, None)
+    """
+    bits = None
+    while isinstance(quantizer, partial):
+        bits = quantizer.keywords.get("bits") if bits is None else bits
+        quantizer = quantizer.func
+    return getattr(quantizer, "precision", None) if bits is None else bits
+
+
+def _function(quantizer: Any) -> Any:
+    """The function of a partial."""
     while isinstance(quantizer, partial):
         quantizer = quantizer.func
-    return getattr(quantizer, "precision", None) == 1
+    return quantizer
 
 
 def binarize(x: ArrayLike) -> jax.Array:
@@ -84,8 +128,13 @@ def ste_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
 @ste_sign.defjvp
 def _(clip, primals, tangents):
     (x,), (dx,) = primals, tangents
+    return ste_sign(x, clip), _clipped(x, dx, clip)
+
+
+def _clipped(x: jax.Array, dx: jax.Array, clip: float | None) -> jax.Array:
+    """The straight-through estimator: the tangent if |x| ≤ clip, else 0."""
     passes = jnp.abs(x) <= (jnp.inf if clip is None else clip)
-    return ste_sign(x, clip), jnp.where(passes, dx, jnp.zeros_like(dx))
+    return jnp.where(passes, dx, jnp.zeros_like(dx))
 
 
 @jax.custom_jvp
@@ -123,4 +172,208 @@ def _(primals, tangents):
     return approx_sign(x), jnp.where(distance <= 1, slope * dx, jnp.zeros_like(dx))
 
 
-binarize.precision = ste_sign.precision = approx_sign.precision = 1  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def swish_sign(x: ArrayLike, beta: float = 5.0) -> jax.Array:
+    r"""Sign with the derivative of SignSwish, a smooth approximation of the sign.
+
+    .. math::
+        q(x) = \begin{cases} -1 & x < 0 \\ 1 & x \geq 0 \end{cases}
+        \qquad
+        \frac{\partial q}{\partial x} := \frac{\beta \, (2 - \beta x \tanh(\beta x / 2))}
+        {1 + \cosh(\beta x)}
+
+    Args:
+        x: array of any shape, any floating dtype.
+        beta: :math:`\beta > 0`. Higher: the derivative is closer to that of the sign, higher at 0
+            and narrower. The derivative is negative where :math:`|\beta x| > 2.4`.
+
+    Returns:
+        An array of ±1 with the shape and dtype of `x`.
+
+    Example:
+        >>> jax.grad(lambda x: swish_sign(x).sum())(jnp.array([0.0, 10.0]))
+        Array([ 5.0000000e+00, -9.2584...e-20], dtype=float32)
+
+    References:
+        Darabi, Belbahri, Courbariaux, Nia. BNN+: Improved Binary Network Training. 2018,
+        arXiv:1812.11800, section 3.
+    """
+    del beta
+    return binarize(x)
+
+
+@swish_sign.defjvp
+def _(beta, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    z = beta * x
+    slope = beta * (2 - z * jnp.tanh(z / 2)) / (1 + jnp.cosh(z))
+    return swish_sign(x, beta), jnp.where(jnp.isinf(x), 0, slope) * dx
+
+
+def magnitude_aware_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
+    r"""Sign of latent weights, times the mean magnitude of each output's weights.
+
+    .. math::
+        q(w) = \operatorname{mean}(|w|) \, \operatorname{sign}(w)
+
+    The mean is over all axes but the last. It has no gradient; the sign has that of `ste_sign`.
+
+    Args:
+        x: a kernel in the layout of Flax, (*window*, in, out), any floating dtype.
+        clip: as in `ste_sign`.
+
+    Returns:
+        An array of ±α with the shape and dtype of `x`, one α for each output.
+
+    Example:
+        >>> magnitude_aware_sign(jnp.array([[0.5, -3.0], [-1.5, 1.0]]))
+        Array([[ 1., -2.],
+               [-1.,  2.]], dtype=float32)
+
+    References:
+        Liu, Wu, Luo, Yang, Liu, Cheng. Bi-Real Net: Enhancing the Performance of 1-bit CNNs. ECCV
+        2018, arXiv:1808.00278, section 3.3.
+    """
+    x = jnp.asarray(x)
+    scale = jnp.mean(jnp.abs(x), axis=tuple(range(x.ndim - 1)))
+    return lax.stop_gradient(scale) * ste_sign(x, clip)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def ste_tern(x: ArrayLike, threshold: float | None = 0.05, clip: float | None = 1.0) -> jax.Array:
+    r"""Rounds to −1, 0 or +1, with the straight-through estimator (STE), clipped.
+
+    .. math::
+        q(x) = \begin{cases} 1 & x \geq \Delta \\ 0 & |x| < \Delta \\ -1 & x \leq -\Delta
+        \end{cases}
+
+    Bop does not train ternary kernels: a weight of 0 has no sign to flip.
+
+    Args:
+        x: array of any shape, any floating dtype.
+        threshold: :math:`\Delta \geq 0`. Higher: more zeros. None: that of Ternary Weight Networks,
+            :math:`0.7 \operatorname{mean}(|x|)` over the whole array.
+        clip: as in `ste_sign`.
+
+    Returns:
+        An array of −1, 0 and +1 with the shape and dtype of `x`.
+
+    Example:
+        >>> ste_tern(jnp.array([-0.3, 0.01, 0.3]))
+        Array([-1.,  0.,  1.], dtype=float32)
+
+    References:
+        Li, Zhang, Liu. Ternary Weight Networks. 2016, arXiv:1605.04711.
+    """
+    del clip
+    x = jnp.asarray(x)
+    delta = 0.7 * jnp.mean(jnp.abs(x)) if threshold is None else threshold
+    return (x >= delta).astype(x.dtype) - (x <= -delta).astype(x.dtype)
+
+
+@ste_tern.defjvp
+def _(threshold, clip, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return ste_tern(x, threshold, clip), _clipped(x, dx, clip)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def ste_heaviside(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
+    """Rounds to 0 or 1, with the straight-through estimator (STE), clipped: 1 if x > 0, else 0.
+
+    Its outputs are one bit, yet no signs: products with them are computed as real ones.
+
+    Args:
+        x: array of any shape, any floating dtype.
+        clip: as in `ste_sign`.
+
+    Returns:
+        An array of 0 and 1 with the shape and dtype of `x`.
+
+    Example:
+        >>> ste_heaviside(jnp.array([-0.3, 0.0, 0.3]))
+        Array([0., 0., 1.], dtype=float32)
+    """
+    del clip
+    x = jnp.asarray(x)
+    return (x > 0).astype(x.dtype)
+
+
+@ste_heaviside.defjvp
+def _(clip, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return ste_heaviside(x, clip), _clipped(x, dx, clip)
+
+
+def dorefa(
+    x: ArrayLike, bits: int = 2, mode: Literal["activations", "weights"] = "activations"
+) -> jax.Array:
+    r"""Rounds to :math:`2^\text{bits}` levels, as DoReFa-Net does.
+
+    .. math::
+        q(x) = \frac{1}{n} \operatorname{round}(n x), \qquad n = 2^\text{bits} - 1
+
+    Activations are clipped to [0, 1] before. Weights are mapped to [0, 1] before and to [−1, 1]
+    after, :math:`2 \, q\left(\frac{\tanh w}{2 \max |\tanh w|} + \frac{1}{2}\right) - 1`. The
+    rounding has the gradient 1, the maximum has none.
+
+    Args:
+        x: array of any shape, any floating dtype.
+        bits: number of bits, at least 1.
+        mode: "activations" or "weights".
+
+    Returns:
+        An array with the shape and dtype of `x`, in [0, 1] or, of weights, in [−1, 1].
+
+    Raises:
+        ValueError: for other `bits` and `mode`.
+
+    Example:
+        >>> dorefa(jnp.array([-1.0, 0.3, 0.8]))
+        Array([0.        , 0.33333334, 0.6666667 ], dtype=float32)
+
+    References:
+        Zhou, Wu, Ni, Zhou, Wen, Zou. DoReFa-Net: Training Low Bitwidth Convolutional Neural
+        Networks with Low Bitwidth Gradients. 2016, arXiv:1606.06160, section 2.3.
+    """
+    if bits < 1 or mode not in ("activations", "weights"):
+        raise ValueError(
+            f'bits must be at least 1 and mode "activations" or "weights", got {bits=}, {mode=}'
+        )
+    x, levels = jnp.asarray(x), 2**bits - 1
+    if mode == "activations":
+        return _round(_clip(x), levels)
+    limited = jnp.tanh(x)
+    largest = lax.stop_gradient(jnp.max(jnp.abs(limited), initial=0))
+    normed = jnp.where(largest > 0, limited / (2 * largest), 0)
+    return 2 * _round(normed + 0.5, levels) - 1
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _round(x: jax.Array, levels: int) -> jax.Array:
+    """The nearest of the levels 0, 1/levels, ..., 1; the gradient is 1."""
+    return jnp.round(x * levels) / levels
+
+
+@_round.defjvp
+def _(levels, primals, tangents):
+    return _round(*primals, levels), tangents[0]
+
+
+@jax.custom_jvp
+def _clip(x: jax.Array) -> jax.Array:
+    """Clips to [0, 1]; the gradient is 1 in it, ends included."""
+    return jnp.clip(x, 0, 1)
+
+
+@_clip.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _clip(x), jnp.where((x >= 0) & (x <= 1), dx, jnp.zeros_like(dx))
+
+
+SIGNS: tuple[Any, ...] = (binarize, ste_sign, approx_sign, swish_sign)
+for _quantizer in SIGNS:
+    _quantizer.precision, _quantizer.is_sign = 1, True
+magnitude_aware_sign.precision, magnitude_aware_sign.is_scaled_sign = 1, True  # pyright: ignore[reportFunctionMemberAccess]
+ste_heaviside.precision, ste_tern.precision, dorefa.precision = 1, 2, 2  # pyright: ignore[reportFunctionMemberAccess, reportAttributeAccessIssue]

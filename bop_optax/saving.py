@@ -17,8 +17,8 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from bop_optax._binary_layer import BinaryLayer, BinaryParam
 from bop_optax._labels import has_binary_type, named_leaves
-from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam
 
 VERSION = 1  # of the metadata
 DAMAGE = (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError)
@@ -38,7 +38,7 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
     Args:
         tree: an NNX module, of which the file gets parameters and batch statistics; or any pytree
             of arrays, such as the variables of a Linen module. Of a module latent weights are
-            quantized, see `bop_optax.quantizers.is_one_bit`; a packed one is saved as well.
+            quantized, see `bop_optax.quantizers.is_scaled_sign`; a packed one is saved as well.
         path: the file.
         is_binary: a rule `is_binary(path, leaf) -> bool` that replaces the types, as in
             `bop_optax.binary_labels`.
@@ -49,6 +49,7 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
 
     Example:
         >>> import tempfile
+        >>> from bop_optax.layers import BinaryLinear
         >>> layer = BinaryLinear(64, 8, rngs=nnx.Rngs(0))
         >>> path = Path(tempfile.mkdtemp(), "layer.safetensors")
         >>> save(layer, path)
@@ -150,7 +151,7 @@ def _state(tree: Any) -> Any:
         return tree
     model = nnx.clone(tree)
     for _, layer in nnx.iter_modules(model):
-        if isinstance(layer, BinaryLinear | BinaryConv) and layer.has_binary_kernel():
+        if isinstance(layer, BinaryLayer) and layer.has_binary_kernel():
             layer.kernel = BinaryParam(layer.binary_kernel())
     return _parameters(model)
 

@@ -15,7 +15,7 @@ from bop_optax.models.binarynet import BinaryNet
 from bop_optax.models.birealnet import BiRealNet
 from bop_optax.models.xnornet import XNORNet
 from bop_optax.packing import pack
-from bop_optax.quantizers import binarize, is_one_bit
+from bop_optax.quantizers import binarize, is_sign
 from bop_optax.saving import load, save
 from tests.networks import set_norms, shape_of
 
@@ -164,7 +164,7 @@ def negated_at_zero(x):
     return jnp.where(x > 0, 1.0, -1.0)
 
 
-negated_at_zero.precision = 1
+negated_at_zero.is_sign = True
 
 
 class OwnNorm(nnx.BatchNorm):
@@ -207,7 +207,7 @@ class ScaledByActivations(BinaryLinear):
 
     def __call__(self, x):
         y = super().__call__(x)
-        return y * jnp.abs(x).mean() if is_one_bit(self.input_quantizer) else y
+        return y * jnp.abs(x).mean() if is_sign(self.input_quantizer) else y
 
 
 def test_a_layer_that_uses_its_input_too():
@@ -224,7 +224,7 @@ def shifted_sign(x):
     return ste_sign(x - jnp.zeros(8))
 
 
-median_sign.precision = shifted_sign.precision = 1
+median_sign.is_sign = shifted_sign.is_sign = True
 
 
 @pytest.mark.parametrize("quantizer", [median_sign, shifted_sign])

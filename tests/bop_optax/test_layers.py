@@ -6,9 +6,26 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 
-from bop_optax import approx_sign, binarize, binary_labels, bop, flips, ste_sign
-from bop_optax.layers import BinaryConv, BinaryLinear, BinaryParam, glorot_uniform, rademacher
+from bop_optax import (
+    approx_sign,
+    binarize,
+    binary_labels,
+    bop,
+    flips,
+    magnitude_aware_sign,
+    ste_heaviside,
+    ste_sign,
+)
+from bop_optax.layers import (
+    BinaryConv,
+    BinaryConvTranspose,
+    BinaryLinear,
+    BinaryParam,
+    glorot_uniform,
+    rademacher,
+)
 
 rng = np.random.default_rng(0)
 
@@ -222,6 +239,41 @@ def test_wrong_options(options, message):
         new_layer("conv", **options)
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("name", ["input_quantizer", "kernel_quantizer"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("approx_sign", "got 'approx_sign': pass bop_optax.quantizers.approx_sign$"),
+        ("dorefa_quantizer", "got 'dorefa_quantizer': pass bop_optax.quantizers.ste_sign$"),
+        (1, "got 1: pass bop_optax.quantizers.ste_sign$"),
+    ],
+)
+def test_quantizers_are_functions(kind, name, value, message):
+    with pytest.raises(TypeError, match=f"{name} must be a function, {message}"):
+        new_layer(kind, **{name: value})
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_kernel_constraints_belong_to_the_optimizer(kind):
+    with pytest.raises(ValueError, match=r"kernel_constraint='weight_clip'.*clip_latent\(\)"):
+        new_layer(kind, kernel_constraint="weight_clip")
+
+
+@pytest.mark.parametrize("quantizer", [None, ste_sign])
+def test_kernel_metadata_shards_the_kernel(quantizer):
+    mesh = jax.make_mesh((2,), ("model",), (AxisType.Auto,), devices=jax.devices()[:2])
+    metadata, x = {"out_sharding": (None, "model"), "role": "query"}, normal(3, 4)
+    options = {"kernel_quantizer": quantizer, "input_quantizer": ste_sign}
+    with jax.set_mesh(mesh):
+        layer = BinaryLinear(4, 2, kernel_metadata=metadata, rngs=nnx.Rngs(0), **options)
+        outputs = layer(x)
+    assert layer.kernel.get_metadata("role") == "query"
+    assert layer.kernel[...].sharding.spec == PartitionSpec(None, "model")
+    whole = BinaryLinear(4, 2, rngs=nnx.Rngs(0), **options)
+    np.testing.assert_array_equal(outputs, whole(x))
+
+
 @pytest.mark.parametrize("sizes", [(0, 2, (3, 3)), (4, 0, (3, 3)), (4, 2, (3, 0))])
 def test_empty_kernels_are_refused(sizes):
     with pytest.raises(ValueError, match="features and window must be at least 1, got"):
@@ -243,6 +295,32 @@ def test_padding_names_ignore_case():
             BinaryConv(4, 2, (3, 3), padding=p, rngs=nnx.Rngs(0)) for p in (name, name.upper())
         ]
         np.testing.assert_array_equal(layers[0](x), layers[1](x))
+
+
+@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"padding": ((1, 2), (2, 1))}])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_conv_transpose(options, use_bias):
+    options |= {"use_bias": use_bias, "kernel_init": signs, "rngs": nnx.Rngs(0)}
+    layer = BinaryConvTranspose(3, 4, (3, 2), kernel_dilation=2, **options)
+    reference = nnx.ConvTranspose(3, 4, (3, 2), kernel_dilation=2, **options)
+    assert_same_function(layer, reference, normal(2, 5, 6, 3))
+
+
+@pytest.mark.parametrize(
+    ("input_quantizer", "kernel_quantizer"),
+    [(ste_heaviside, None), (ste_sign, magnitude_aware_sign), (magnitude_aware_sign, ste_sign)],
+)
+def test_one_bit_without_signs_is_multiplied_as_it_is(input_quantizer, kernel_quantizer):
+    layer = BinaryLinear(
+        40,
+        3,
+        input_quantizer=input_quantizer,
+        kernel_quantizer=kernel_quantizer,
+        rngs=nnx.Rngs(0),
+    )
+    x, kernel = normal(5, 40), layer.kernel[...]
+    kernel = kernel_quantizer(kernel) if kernel_quantizer else kernel
+    assert_close(layer(x), input_quantizer(x) @ kernel)
 
 
 # --- in Flax ----------------------------------------------------------------------------------

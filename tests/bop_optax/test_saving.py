@@ -70,7 +70,7 @@ def per_output(w):
     return jnp.where(w >= 0, 1.0, -1.0) * jnp.max(jnp.abs(w), range(w.ndim - 1))
 
 
-per_output.precision = 1
+per_output.is_scaled_sign = True
 IMAGES = jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32)
 
 
