@@ -15,7 +15,9 @@ References:
     Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 
 import jax
 from flax import nnx
@@ -55,6 +57,8 @@ class BinaryAlexNet(nnx.Module):
         >>> model(jnp.zeros((2, 64, 64, 3))).shape
         (2, 10)
     """
+
+    larq_quantizer = staticmethod(ste_sign)
 
     def __init__(
         self,
@@ -111,6 +115,11 @@ class BinaryAlexNet(nnx.Module):
         for dense in self.denses:
             x = next(norms)(dense(x))
         return x
+
+    def larq_layers(self) -> Iterator[nnx.Module]:
+        """The layers with weights in the order of Larq Zoo's files."""
+        products = chain(self.convs, self.denses)
+        return chain.from_iterable(zip(products, self.norms, strict=True))
 
 
 def last_map(image_shape: tuple[int, int, int]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ References:
     Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107, section 5.3.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from bop_optax import approx_sign
+from bop_optax import approx_sign, magnitude_aware_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution, glorot_uniform
 from bop_optax.models.pooling import max_pool
 
@@ -69,6 +70,8 @@ class BiRealNet(nnx.Module):
         >>> model(jnp.zeros((2, 32, 32, 3))).shape
         (2, 10)
     """
+
+    larq_quantizer = staticmethod(magnitude_aware_sign)
 
     def __init__(
         self,
@@ -128,6 +131,14 @@ class BiRealNet(nnx.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((1, 2)))
+
+    def larq_layers(self) -> Iterator[nnx.Module]:
+        """The layers with weights in the order of Larq Zoo's files."""
+        yield from (self.stem, self.stem_norm)
+        for block in self.blocks:
+            _, *shortcut = block.shortcut.layers or (None,)
+            yield from (block.conv, *shortcut[:1], block.norm, *shortcut[1:])
+        yield self.head
 
 
 class BiRealBlock(nnx.Module):

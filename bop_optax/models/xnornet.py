@@ -20,13 +20,15 @@ References:
     Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from bop_optax import ste_sign
+from bop_optax import magnitude_aware_sign, ste_sign
 from bop_optax.layers import (
     BinaryConv,
     BinaryLinear,
@@ -69,6 +71,8 @@ class XNORNet(nnx.Module):
         >>> model(jnp.zeros((2, 64, 64, 3))).shape
         (2, 10)
     """
+
+    larq_quantizer = staticmethod(magnitude_aware_sign)
 
     def __init__(
         self,
@@ -136,3 +140,10 @@ class XNORNet(nnx.Module):
         for dense in self.denses:
             x = next(norms)(dense(x))
         return self.head(nnx.relu(x))
+
+    def larq_layers(self) -> Iterator[nnx.Module]:
+        """The layers with weights in the order of Larq Zoo's files."""
+        first, *norms = self.norms
+        products = chain(self.convs, self.denses)
+        middle = chain.from_iterable(zip(products, norms, strict=True))
+        return chain((self.stem, self.stem_norm, first), middle, (self.head,))
