@@ -11,6 +11,7 @@ from bop_optax._bop import BopState, bop
 from bop_optax._bop_2nd_order import Bop2ndOrderState, bop_2nd_order
 from bop_optax._bop_layerwise import bop_layerwise
 from bop_optax._cema import CemaState, cema
+from bop_optax._check_binary import check_binary
 from bop_optax._labels import binary_labels
 from bop_optax.metrics import flip_ratio, flips, log_flip_ratio
 from bop_optax.quantizers import (
@@ -37,6 +38,7 @@ __all__ = [
     "bop_2nd_order",
     "bop_layerwise",
     "cema",
+    "check_binary",
     "dorefa",
     "flip_ratio",
     "flips",

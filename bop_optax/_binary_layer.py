@@ -38,12 +38,14 @@ class BinaryParam(nnx.Param):
 class LatentParam(nnx.Param):
     """An NNX parameter of latent weights: real numbers; a weight is the sign of one (Algorithm 1).
 
-    `binary_labels` labels it "real". Any Optax optimizer trains it.
+    `binary_labels` labels it "latent". Any Optax optimizer trains it.
 
     Example:
         >>> LatentParam(jnp.full((2, 2), 0.3)).shape
         (2, 2)
     """
+
+    is_latent = True
 
 
 class PackedParam(nnx.Variable):

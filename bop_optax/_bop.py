@@ -39,8 +39,9 @@ def bop(
     gamma: ArrayLike | optax.Schedule = 1e-4,
     threshold: ArrayLike | optax.Schedule = 1e-8,
     *,
-    ema_dtype: DTypeLike = jnp.float32,
+    ema_dtype: DTypeLike = "float32",
     rounding_key: jax.Array | int | None = None,
+    check_weights: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Flips binary weights whose gradient is consistent and strong.
 
@@ -91,14 +92,19 @@ def bop(
             and forth, and the network overfits.
         ema_dtype: floating dtype of :math:`m`, independent of the dtype of the weights. Below
             float32 the average stops moving at small `gamma`: 1 - 1e-4 is 1 in bfloat16. bfloat16
-            with a `rounding_key` has no such limit. `optax.inject_hyperparams` needs
-            `static_args=("ema_dtype", "rounding_key")`.
+            with a `rounding_key` has no such limit. Give it as a string, such as "bfloat16", under
+            `optax.inject_hyperparams`, which calls anything else; `rounding_key` then needs
+            `static_args="rounding_key"`.
         rounding_key: a key, as from `jax.random.key`, or a seed. With ``ema_dtype=jnp.bfloat16``
             each new average is then computed in float32 and rounded to bfloat16 stochastically: up
             or down at random, so that its expected value is the float32 average. Small steps are
             no longer lost, and the state takes half the memory. The noise depends on the key, the
             step, the array and the position in it (under `jax.shard_map`, the position in the
             device's own shard). None: rounds to nearest.
+        check_weights: True to refuse in `init` weights that are not −α or +α with one α for each
+            output, such as a bias of zeros, where their values are known; see `check_binary`. A
+            vector in an NNX variable that is no `BinaryParam` is refused, too, such as BatchNorm's
+            scale. False: takes any numbers; a flip changes the sign.
 
     Returns:
         A transform. Its `update(grads, state, params)` needs `params`. Updates have the shape and
@@ -141,7 +147,9 @@ def bop(
 
     def init(params: optax.Params) -> BopState:
         rounding = None if rounding_key is None else rounding_words(rounding_key)
-        return BopState(jnp.zeros([], jnp.int32), zero_averages(params, ema_dtype), rounding)
+        return BopState(
+            jnp.zeros([], jnp.int32), zero_averages(params, ema_dtype, check_weights), rounding
+        )
 
     def update(
         updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object

@@ -42,7 +42,8 @@ def bop_2nd_order(
     sigma: ArrayLike | optax.Schedule = 1e-3,
     *,
     unbiased: bool = False,
-    ema_dtype: DTypeLike = jnp.float32,
+    ema_dtype: DTypeLike = "float32",
+    check_weights: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Flips binary weights whose gradient is consistent, even if it is weak.
 
@@ -78,6 +79,7 @@ def bop_2nd_order(
         unbiased: True to correct both averages for their start at 0.
         ema_dtype: floating dtype of both averages. Below float32 they stop moving at small rates,
             as in `bop`, and squares leave float16's range (`|g|` above 256 or below about 8e-3).
+        check_weights: as in `bop`.
 
     Returns:
         A transform with the state `Bop2ndOrderState`, two averages a weight; its updates are those
@@ -103,7 +105,7 @@ def bop_2nd_order(
     check_hyperparameters(ema_dtype, gamma=gamma, threshold=threshold, sigma=sigma)
 
     def init(params: optax.Params) -> Bop2ndOrderState:
-        m, v = zero_averages(params, ema_dtype), zero_averages(params, ema_dtype)
+        m, v = zero_averages(params, ema_dtype, check_weights), zero_averages(params, ema_dtype)
         shares = jnp.zeros([], ema_dtype), jnp.zeros([], ema_dtype)
         return Bop2ndOrderState(jnp.zeros([], jnp.int32), m, v, shares)
 

@@ -22,7 +22,8 @@ def bop_layerwise(
     gamma: ArrayLike | optax.Schedule = 1e-4,
     threshold: ArrayLike | optax.Schedule = 1.0,
     *,
-    ema_dtype: DTypeLike = jnp.float32,
+    ema_dtype: DTypeLike = "float32",
+    check_weights: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Flips binary weights whose gradient is consistent and strong for their layer.
 
@@ -55,6 +56,7 @@ def bop_layerwise(
             normally distributed averages exceed 1, 5 % exceed 2). 0: the rule is that of `bop` at
             τ = 0.
         ema_dtype: floating dtype of :math:`m`, as in `bop`.
+        check_weights: as in `bop`.
 
     Returns:
         A transform with the state `BopState`; its updates are those described at `bop`. Under
@@ -80,7 +82,7 @@ def bop_layerwise(
     check_hyperparameters(ema_dtype, gamma=gamma, threshold=threshold)
 
     def init(params: optax.Params) -> BopState:
-        return BopState(jnp.zeros([], jnp.int32), zero_averages(params, ema_dtype))
+        return BopState(jnp.zeros([], jnp.int32), zero_averages(params, ema_dtype, check_weights))
 
     def update(
         updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object

@@ -37,7 +37,8 @@ def cema(
     gamma: ArrayLike | optax.Schedule = 1e-1,
     alpha: ArrayLike | optax.Schedule = 1e-3,
     *,
-    ema_dtype: DTypeLike = jnp.float32,
+    ema_dtype: DTypeLike = "float32",
+    check_weights: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Flips binary weights by two cascaded moving averages, without a threshold.
 
@@ -63,6 +64,7 @@ def cema(
         alpha: :math:`\alpha` in (0, 1], the first average's share in the second. Lower: fewer
             flips. A number, an Optax schedule (which may reach 0), or a traced scalar.
         ema_dtype: floating dtype of both averages, as in `bop`.
+        check_weights: as in `bop`.
 
     Returns:
         A transform with the state `CemaState`, two averages a weight; its updates are those
@@ -89,7 +91,7 @@ def cema(
     check_hyperparameters(ema_dtype, gamma=gamma, alpha=alpha)
 
     def init(params: optax.Params) -> CemaState:
-        m, n = zero_averages(params, ema_dtype), zero_averages(params, ema_dtype)
+        m, n = zero_averages(params, ema_dtype, check_weights), zero_averages(params, ema_dtype)
         return CemaState(jnp.zeros([], jnp.int32), m, n)
 
     def update(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
+from bop_optax._check_binary import check_weights
 from bop_optax._noise import noise
 
 
@@ -64,9 +65,11 @@ def cast(tree: optax.Updates, dtype: DTypeLike) -> optax.Updates:
     return jax.tree.map(lambda x: jnp.astype(x, dtype), tree)
 
 
-def zero_averages(params: optax.Params, dtype: DTypeLike) -> optax.Updates:
+def zero_averages(params: optax.Params, dtype: DTypeLike, check: bool = False) -> optax.Updates:
     """The moving averages before the first step; checks that the parameters can flip."""
     jax.tree_util.tree_map_with_path(_check_parameter, params)
+    if check:
+        check_weights(params)
     return jax.tree.map(lambda w: jnp.zeros_like(w, dtype=dtype), params)
 
 

@@ -1,4 +1,4 @@
-"""Labels of the binary parameters, as `optax.partition` takes them."""
+"""Labels of the parameters by kind, as `optax.partition` takes them."""
 
 import sys
 from collections.abc import Callable
@@ -8,13 +8,15 @@ import jax
 
 
 def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = None) -> Any:
-    """Labels each parameter "binary" or "real" for `optax.partition`.
+    """Labels each parameter "binary", "latent" or "real" for `optax.partition`.
 
     Binary weights need Bop. Real parameters, such as biases and those of BatchNorm, need another
-    optimizer. By default the type of a parameter decides: it is binary if it is a
-    `bop_optax.layers.BinaryParam` (Flax NNX), a box made by `bop_optax.linen.with_binary` (Flax
-    Linen), or another container with the class attribute `is_binary = True`. For trees without such
-    types pass the rule `is_binary`.
+    optimizer. Latent weights are those of layers with a `kernel_quantizer`: real numbers for which
+    `bop_optax.latent` has clipping and scaling. By default the type of a parameter decides. It is
+    binary if it is a `bop_optax.layers.BinaryParam` (Flax NNX), a box made by
+    `bop_optax.linen.with_binary` (Flax Linen), or another container with the class attribute
+    `is_binary = True`. It is latent if it is a `bop_optax.layers.LatentParam`, or has the class
+    attribute `is_latent = True`. For trees without such types pass the rule `is_binary`.
 
     Compute the labels once, from the parameters, and pass the tree of labels to `optax.partition`.
     Do not pass this function: `optax.partition` would call it on bare gradients, which have lost
@@ -26,14 +28,15 @@ def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = No
             from `jax.eval_shape` suffice.
         is_binary: a rule `is_binary(path, leaf) -> bool` that replaces the types. `path` is the
             place of the leaf in the tree, such as `"encoder/0/kernel"`. `leaf` is the array, or the
-            NNX Variable or Linen box around it.
+            NNX Variable or Linen box around it. The labels are then "binary" and "real" only.
 
     Returns:
-        The tree of `params` with the string `"binary"` or `"real"` in place of each array (in place
-        of its Variable or box, if it has one).
+        The tree of `params` with a label in place of each array (in place of its Variable or box,
+        if it has one).
 
     Raises:
-        ValueError: if no parameter is binary. The message lists the paths.
+        ValueError: if no parameter is binary or latent. The message lists the paths.
+        TypeError: for an NNX module: pass `nnx.state(model, nnx.Param)`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -44,17 +47,28 @@ def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = No
         {'dense': {'bias': 'real', 'kernel': 'binary'}}
         >>> optimizer = optax.partition({"binary": bop(), "real": optax.adam(1e-2)}, labels)
     """
-    rule = is_binary or has_binary_type
+    nnx = sys.modules.get("flax.nnx")  # looked up, not imported: Flax is no dependency
+    if nnx is not None and isinstance(params, nnx.Module):
+        raise TypeError(
+            f"binary_labels takes parameters, got the module {type(params).__name__}: "
+            "pass nnx.state(model, nnx.Param)"
+        )
     leaves = named_leaves(params)
-    binary = [bool(rule(name, leaf)) for name, leaf in leaves]
-    if not any(binary):
+    labels = [_label(name, leaf, is_binary) for name, leaf in leaves]
+    if set(labels) <= {"real"}:
         raise ValueError(
             "no parameter is binary: "
             + (", ".join(name for name, _ in leaves) or "(the tree is empty)")
             + "; use BinaryParam (Flax NNX) or with_binary (Flax Linen), or pass is_binary"
         )
-    labels = ["binary" if b else "real" for b in binary]
     return jax.tree.structure(params, is_leaf=_is_box).unflatten(labels)
+
+
+def _label(name: str, leaf: Any, is_binary: Callable[[str, Any], bool] | None) -> str:
+    if (is_binary or has_binary_type)(name, leaf):
+        return "binary"
+    is_latent = is_binary is None and getattr(type(leaf), "is_latent", False) is True
+    return "latent" if is_latent else "real"
 
 
 def has_binary_type(name: str, leaf: Any) -> bool:
@@ -69,12 +83,14 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
 
 
+def is_variable(node: Any) -> bool:
+    """True for an NNX variable."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+
 def _is_box(node: Any) -> bool:
     """True if `node` holds one array and metadata."""
-    # Flax is looked up, not imported: a tree holds Variables or boxes only if Flax is imported.
-    nnx, meta = sys.modules.get("flax.nnx"), sys.modules.get("flax.core.meta")
-    return (
-        has_binary_type("", node)
-        or (nnx is not None and isinstance(node, nnx.Variable))
-        or (meta is not None and isinstance(node, meta.AxisMetadata))
-    )
+    meta = sys.modules.get("flax.core.meta")
+    is_box = meta is not None and isinstance(node, meta.AxisMetadata)
+    return is_box or has_binary_type("", node) or is_variable(node)

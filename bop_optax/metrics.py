@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bop_optax._labels import is_variable, named_leaves
 from bop_optax.quantizers import binarize
 
 
@@ -19,11 +20,16 @@ def flips(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
             weights before the step. A single array is a tree too: `jax.tree.map(flips, updates)`
             counts the flips of each leaf.
         after: the weights after the step, in the same tree. A flip is a change of `binarize(w)`.
-        labels: the tree of `binary_labels`; only leaves labelled "binary" count. None: all leaves
+        labels: the tree of `binary_labels`; only leaves labelled "binary" or
+            "latent" count. None: all leaves
             count.
 
     Returns:
         The number of flips, int32 scalar.
+
+    Raises:
+        ValueError: if before and after are the same NNX variables, as `nnx.state(model)` returns
+            them twice. Copy them before the step: `jax.tree.map(jnp.copy, nnx.state(model))`.
 
     Example:
         >>> flips({"w": jnp.array([0.0, -2.0, 2.0])})
@@ -85,7 +91,19 @@ def _changes(tree: Any, after: Any, labels: Any) -> list[jax.Array]:
     if after is None:
         changes = jax.tree.map(lambda u: jnp.asarray(u) != 0, tree)
     else:
+        _check_copied(tree, after)
         changes = jax.tree.map(lambda w, v: binarize(w) != binarize(v), tree, after)
     if labels is not None:
-        changes = jax.tree.map(lambda k, c: c if k == "binary" else None, labels, changes)
+        changes = jax.tree.map(lambda k, c: None if k == "real" else c, labels, changes)
     return jax.tree.leaves(changes)
+
+
+def _check_copied(before: Any, after: Any) -> None:
+    """Raises ValueError if a variable of both trees is one and the same."""
+    variables = {id(leaf) for _, leaf in named_leaves(before) if is_variable(leaf)}
+    for name, leaf in named_leaves(after):
+        if id(leaf) in variables:
+            raise ValueError(
+                f"{name or 'the variable'} before and after is the same NNX variable: copy the "
+                "weights before the step, jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))"
+            )

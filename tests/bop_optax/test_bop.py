@@ -54,7 +54,7 @@ above = float(np.nextafter(np.float32(0.5), np.float32(1)))
     ],
 )
 def test_table(w, m, g, gamma, tau, after):
-    optimizer, weight = bop(gamma, tau), jnp.float32(w)
+    optimizer, weight = bop(gamma, tau, check_weights=False), jnp.float32(w)
     state = optimizer.init(weight)._replace(ema=jnp.float32(m))
     updates, _ = optimizer.update(jnp.float32(g), state, weight)
     np.testing.assert_array_equal(optax.apply_updates(weight, updates), np.float32(after))

@@ -170,7 +170,8 @@ def test_float32_gradients_of_bfloat16_weights(name):
     w, g = jnp.asarray(WEIGHTS, jnp.bfloat16), jnp.asarray(GRADS[0])
     updates, state = new(name).update(g, new(name).init(w), w)
     assert updates.dtype == jnp.bfloat16
-    _, expected = new(name).update(g, new(name).init(g), jnp.asarray(WEIGHTS))
+    weights = jnp.asarray(WEIGHTS)
+    _, expected = new(name).update(g, new(name).init(weights), weights)
     chex.assert_trees_all_equal(state, expected)
 
 
@@ -229,7 +230,8 @@ def test_only_bop_depends_on_the_scale_of_the_gradients(name):
 def test_ties_zeros_and_nan_never_flip(name):
     w = jnp.asarray([1, -1, 0, 1, nan], jnp.float32)
     g = jnp.asarray([0, 0, 1, nan, 1], jnp.float32)
-    updates, _ = new(name).update(g, new(name).init(w), w)
+    optimizer = new(name, check_weights=False)
+    updates, _ = optimizer.update(g, optimizer.init(w), w)
     np.testing.assert_array_equal(optax.apply_updates(w, updates), w)
     assert np.all(histories(name)["zero"] == WEIGHTS)
 

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from bop_optax import binary_labels, bop
-from bop_optax.layers import BinaryLinear, BinaryParam
+from bop_optax.latent import clip_latent
+from bop_optax.layers import BinaryLinear, BinaryParam, LatentParam
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(64, 8)).astype(np.float32)
@@ -150,3 +151,29 @@ def test_nothing_binary(rule):
 def test_empty_tree(tree):
     with pytest.raises(ValueError, match=r"is binary: \(the tree is empty\)"):
         binary_labels(tree)
+
+
+def test_latent_weights_have_a_label_of_their_own():
+    params = {"latent": LatentParam(jnp.ones((2, 2))), "norm": nnx.Param(jnp.ones(2))}
+    assert binary_labels(params) == {"latent": "latent", "norm": "real"}
+    # A rule replaces the types.
+    assert binary_labels(params, lambda path, _: path == "norm") == {
+        "latent": "real",
+        "norm": "binary",
+    }
+
+
+def test_clipping_by_label_reaches_latent_weights_alone():
+    params = {"latent": LatentParam(jnp.full((2, 2), 0.9)), "scale": nnx.Param(jnp.full(2, 0.9))}
+    latent = optax.chain(optax.sgd(1.0), clip_latent())
+    optimizer = optax.partition({"latent": latent, "real": optax.sgd(1.0)}, binary_labels(params))
+    grads = jax.tree.map(lambda w: -jnp.ones_like(w), params)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    after = nnx.to_pure_dict(nnx.State(optax.apply_updates(params, updates)))
+    np.testing.assert_allclose(after["latent"], 1.0)
+    np.testing.assert_allclose(after["scale"], 1.9)
+
+
+def test_a_module_is_no_tree_of_parameters():
+    with pytest.raises(TypeError, match=r"got the module Net: pass nnx.state\(model, nnx.Param\)"):
+        binary_labels(Net(nnx.Rngs(0)))

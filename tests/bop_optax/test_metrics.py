@@ -78,3 +78,22 @@ def test_labels_of_a_module():
     assert flips(params, after, labels=labels) == jnp.sum(changed)
     assert flip_ratio(params, after, labels=labels) == jnp.mean(changed)
     assert flips(params, after) == jnp.sum(changed) + 2
+
+
+def test_the_same_variables_before_and_after_are_no_comparison():
+    """`nnx.state` returns the variables of the model, which a step changes in place."""
+    model = BinaryLinear(4, 3, rngs=nnx.Rngs(0))
+    before = nnx.state(model, nnx.Param)
+    copy = jax.tree.map(jnp.copy, before)
+    model.kernel[...] = -model.kernel[...]
+    after = nnx.state(model, nnx.Param)
+    for metric in (flips, flip_ratio, log_flip_ratio):
+        with pytest.raises(ValueError, match=r"^kernel before and after is the same.*jnp.copy"):
+            metric(before, after)
+    assert flips(copy, after) == 12
+    assert flip_ratio(copy, after) == 1
+
+
+def test_flips_of_latent_weights_count():
+    labels = {"a": "latent", "b": "real"}
+    assert flips({"a": jnp.float32(1), "b": jnp.float32(1)}, labels=labels) == 1
