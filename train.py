@@ -88,8 +88,7 @@ def run(
     count, prepare = compiled(make_count_correct(network)), compiled(network.eval_state)
     key = jax.random.key(experiment.seed)
     with Run(experiment, config, preset, data) as folder:
-        binary, real = count_parameters(network)
-        print(header(preset, binary, real, folder.folder), flush=True)
+        print(header(preset, network, data.image_shape, folder.folder), flush=True)
         draw = jax.jit(partial(first_state, network, optimizer))
         state = train(
             experiment,
@@ -114,7 +113,7 @@ def run(
             "epochs": experiment.epochs,
             "seconds": round(seconds, 2),
             "compile_seconds": round(sum(m.get("compile_seconds", 0) for m in folder.metrics), 2),
-            "binary_parameters": binary,
+            "binary_parameters": count_parameters(network)[0],
             "run_dir": str(folder.folder),
         }
         folder.write_result(result)

@@ -15,6 +15,7 @@ from bop_optax import binary_labels, flip_ratio, log_flip_ratio
 from bop_optax.layers import BinaryParam, LatentParam, Product
 from bop_optax.packing import pack
 from bop_optax.processor import compiler_options
+from bop_optax.summary import Totals, summary
 from training.config import Experiment
 from training.data.augment import scale
 from training.interrupt import Stopped
@@ -176,6 +177,12 @@ def count_parameters(network: Network) -> tuple[int, int]:
     params, _ = jax.eval_shape(network.draw, 0)
     binary = sum(x.size for x in jax.tree.leaves(binary_layers(params, network.labels)))
     return binary, sum(x.size for x in jax.tree.leaves(params)) - binary
+
+
+def totals(network: Network, image_shape: tuple[int, ...]) -> Totals:
+    """Size of the network, and multiply-accumulates of one image."""
+    model = nnx.merge(network.train_graph, *jax.eval_shape(network.draw, 0))
+    return summary(model, (1, *image_shape)).totals
 
 
 def device_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:

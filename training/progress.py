@@ -10,12 +10,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from training.network import Network, count_parameters, totals
 
-def header(preset: str, binary: int, real: int, folder: Path) -> str:
-    """The first line of a run: preset, numbers of parameters, devices, folder."""
+
+def header(preset: str, network: Network, image_shape: tuple[int, ...], folder: Path) -> str:
+    """The first lines of a run: preset, parameters, devices, folder; size, MACs of an image."""
+    binary, real = count_parameters(network)
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
-    return f"{preset}: {binary:,} binary + {real:,} real, {devices}, {here}"
+    first = f"{preset}: {binary:,} binary + {real:,} real, {devices}, {here}"
+    return f"{first}\n{totals(network, image_shape)}"
 
 
 class FirstCall:

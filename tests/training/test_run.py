@@ -71,8 +71,9 @@ def whole(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
 def test_a_run_learns_and_leaves_everything_behind(whole):
     run_dir, process = whole
     assert process.returncode == 0, process.stderr
-    header, compiled, *epochs, last = process.stdout.splitlines()
+    header, size, compiled, *epochs, last = process.stdout.splitlines()
     assert header == f"digits-bop: 7,496 binary + 122 real, 1 cpu, {run_dir}"
+    assert size == "1.87 KiB (30.23 KiB in float32), 100 k MACs (95.4% of them 1-bit)"
     assert re.fullmatch(r"compiled in \d+\.\d s", compiled)
     assert max(map(len, epochs)) <= 80
     assert [line.split(":")[0] for line in epochs] == [f"epoch {i}/10" for i in range(1, 11)]
@@ -165,6 +166,7 @@ def test_a_stopped_run_resumes_bit_identical(whole, tmp_path, number):
     process = start(*options)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("digits-bop: ")
+    assert "1-bit" in process.stdout.readline()
     assert process.stdout.readline().startswith("compiled in ")
     assert process.stdout.readline().startswith("epoch 1/10")
     if number == signal.SIGKILL:  # which does not wait for the checkpoint
