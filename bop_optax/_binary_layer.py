@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from bop_optax.quantizers import is_scaled_sign, is_sign
 
 # Forms of the layers' arguments.
 Quantizer = Callable[[jax.Array], jax.Array]
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 
 class BinaryParam(nnx.Param):
@@ -177,6 +179,40 @@ class BinaryLayer(nnx.Module):
             product=product,
             **options,
         )
+
+
+def with_binary_kernels(model: Model) -> Model:
+    """Copies a model, with the one-bit kernels of its binary layers as `BinaryParam`s of ±α.
+
+    Latent weights are quantized for good, so that Bop can fine-tune a network that was trained with
+    them. Packed kernels are unpacked. The outputs stay the same, to the bit.
+
+    Args:
+        model: an NNX module. A kernel whose quantizer does not say that it returns ±α stays as it
+            is, see `bop_optax.quantizers.is_scaled_sign`.
+
+    Returns:
+        A copy. Its kernels keep the metadata of their variables, such as the sharding.
+
+    Raises:
+        ValueError: for a kernel whose values are not ±α with one α for each output.
+
+    Example:
+        >>> from bop_optax import binary_labels, ste_sign
+        >>> from bop_optax.layers import BinaryLinear
+        >>> latent = BinaryLinear(4, 2, kernel_quantizer=ste_sign, rngs=nnx.Rngs(0))
+        >>> binary_labels(nnx.state(with_binary_kernels(latent), nnx.Param))["kernel"]
+        'binary'
+    """
+    model = nnx.clone(model)
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, BinaryLayer) and layer.has_binary_kernel():
+            metadata = layer.kernel.get_metadata()
+            kernel: Any = BinaryParam.from_metadata(layer.binary_kernel(), metadata)
+            layer.kernel, layer.kernel_quantizer = kernel, None
+            if hasattr(layer, "kernel_scale"):
+                del layer.kernel_scale
+    return model
 
 
 def _check_quantizer(name: str, quantizer: Any) -> None:

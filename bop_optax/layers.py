@@ -20,6 +20,7 @@ from bop_optax._binary_layer import BinaryLayer, Quantizer
 from bop_optax._binary_layer import BinaryParam as BinaryParam
 from bop_optax._binary_layer import LatentParam as LatentParam
 from bop_optax._binary_layer import PackedParam as PackedParam
+from bop_optax._binary_layer import with_binary_kernels as with_binary_kernels
 from bop_optax._convolution import channels_last
 from bop_optax._convolution import convolution as convolution
 from bop_optax._initializers import glorot_uniform as glorot_uniform

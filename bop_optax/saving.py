@@ -17,7 +17,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from bop_optax._binary_layer import BinaryLayer, BinaryParam
+from bop_optax._binary_layer import with_binary_kernels
 from bop_optax._labels import has_binary_type, named_leaves
 
 VERSION = 1  # of the metadata
@@ -149,11 +149,7 @@ def _state(tree: Any) -> Any:
     """What is saved of a module, its one-bit kernels as ±α; any other tree as it is."""
     if not isinstance(tree, nnx.Module):
         return tree
-    model = nnx.clone(tree)
-    for _, layer in nnx.iter_modules(model):
-        if isinstance(layer, BinaryLayer) and layer.has_binary_kernel():
-            layer.kernel = BinaryParam(layer.binary_kernel())
-    return _parameters(model)
+    return _parameters(with_binary_kernels(tree))
 
 
 def _value(leaf: Any) -> Any:

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bop_optax import approx_sign, ste_sign
-from bop_optax.layers import BinaryConv, BinaryLinear, PackedParam, Product
+from bop_optax import approx_sign, check_binary, magnitude_aware_sign, ste_sign
+from bop_optax.layers import (
+    BinaryConv,
+    BinaryLinear,
+    LatentParam,
+    PackedParam,
+    Product,
+    with_binary_kernels,
+)
 from bop_optax.models.binarynet import BinaryNet
 from bop_optax.models.birealnet import BiRealBlock
 from bop_optax.packing import pack
@@ -49,9 +56,27 @@ def test_logits_are_the_same_to_the_bit(build, forward):
     packed = pack(model)
     np.testing.assert_array_equal(logits(packed), logits(model))
     np.testing.assert_array_equal(logits(pack(packed)), logits(model))
+    for source in (model, packed):
+        binary = with_binary_kernels(source)
+        np.testing.assert_array_equal(logits(binary), logits(model))
+        check_binary(nnx.state(binary, nnx.Param))
+        assert not jax.tree.leaves(nnx.state(binary, nnx.Any(PackedParam, LatentParam)))
+        names = [dict(nnx.to_flat_state(nnx.state(m))).keys() for m in (binary, build())]
+        assert names[0] == names[1]
     assert {k.dtype for k in jax.tree.leaves(nnx.state(packed, PackedParam))} == {
         jnp.dtype("uint32")
     }
+
+
+def test_binary_kernels_keep_scales_and_metadata():
+    options = {"kernel_quantizer": magnitude_aware_sign, "kernel_metadata": {"role": "query"}}
+    layer = BinaryLinear(40, 5, rngs=nnx.Rngs(0), **options)
+    binary = with_binary_kernels(layer)
+    np.testing.assert_array_equal(binary.kernel[...], magnitude_aware_sign(layer.kernel[...]))
+    assert binary.kernel.get_metadata("role") == "query"
+    assert isinstance(layer.kernel, LatentParam)
+    tanh = BinaryLinear(4, 3, kernel_quantizer=jnp.tanh, rngs=nnx.Rngs(0))
+    assert isinstance(with_binary_kernels(tanh).kernel, LatentParam)
 
 
 def test_memory_of_a_packed_kernel():
