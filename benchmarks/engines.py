@@ -131,7 +131,7 @@ def main(
     data = description["config"]["data"] | ({"data_dir": str(data_dir)} if data_dir else {})
     loaded = from_json(data, get_type_hints(Experiment)["data"]).load()
     scaled = np.asarray(scale(jnp.asarray(loaded.test_images[:images]), trained.mean, trained.std))
-    if not (0 < min(batches) and max(batches) <= len(scaled)):
+    if not (min(batches) > 0 and max(batches) <= len(scaled)):
         sys.exit(f"a batch must be 1 to {len(scaled)}, the number of images, got {batches=}")
     flags = ["--batches", *map(str, batches), "--images", str(images), "--repeats", str(repeats)]
     record = start_record(shlex.join(["python", "-m", "benchmarks.engines", run.name, *flags]))
