@@ -115,7 +115,8 @@ def first_state(network: Network, optimizer: optax.GradientTransformation, seed:
     """
     params, batch_stats = network.draw(seed)
     zero = jnp.zeros([]), jnp.zeros([], jnp.int32)
-    sums = jax.tree.map(jnp.zeros_like, step_metrics(*zero, params, params, network.labels))
+    metrics = partial(step_metrics, labels=network.labels)
+    sums = jax.tree.map(jnp.zeros_like, jax.eval_shape(metrics, *zero, params, params))
     return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, optimizer.init(params), sums)
 
 
