@@ -19,23 +19,9 @@ from bop_optax.models.binary_alexnet import BinaryAlexNet
 from bop_optax.models.birealnet import BiRealBlock, BiRealNet, mean_pool
 from bop_optax.models.xnornet import XNORNet
 from tests.bop_optax.models.references import REFERENCES, block_reference
+from tests.networks import count, modules, output
 
 NETWORKS = [BiRealNet, BinaryAlexNet, XNORNet]
-
-
-def count(model: nnx.Module, kind: type) -> int:
-    return sum(x.size for x in jax.tree.leaves(nnx.state(model, kind)))
-
-
-def modules(model: nnx.Module, *kinds: type) -> list[Any]:
-    return [module for _, module in nnx.iter_modules(model) if isinstance(module, kinds)]
-
-
-def output(model: nnx.Module, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    graph, state = nnx.split(model)
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, images)
-
 
 # ---- At full size, from shapes alone -----------------------------------------------------------
 
