@@ -4,8 +4,31 @@
 """
 
 from bop_optax.models.binary_alexnet import BinaryAlexNet
+from bop_optax.models.binary_densenet import (
+    BinaryDenseNet,
+    BinaryDenseNet28,
+    BinaryDenseNet37,
+    BinaryDenseNet37Dilated,
+    BinaryDenseNet45,
+)
+from bop_optax.models.binary_resnet_e import BinaryResNetE18
 from bop_optax.models.binarynet import BinaryNet
 from bop_optax.models.birealnet import BiRealNet
+from bop_optax.models.quicknet import QuickNet, QuickNetLarge, QuickNetSmall
 from bop_optax.models.xnornet import XNORNet
 
-__all__ = ["BiRealNet", "BinaryAlexNet", "BinaryNet", "XNORNet"]
+__all__ = [
+    "BiRealNet",
+    "BinaryAlexNet",
+    "BinaryDenseNet",
+    "BinaryDenseNet28",
+    "BinaryDenseNet37",
+    "BinaryDenseNet37Dilated",
+    "BinaryDenseNet45",
+    "BinaryNet",
+    "BinaryResNetE18",
+    "QuickNet",
+    "QuickNetLarge",
+    "QuickNetSmall",
+    "XNORNet",
+]
