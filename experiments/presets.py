@@ -15,6 +15,7 @@ from training.config import (
     ImageNet,
     LatentAdam,
     LatentSGD,
+    QuickNet,
     Schedule,
     XNORNet,
 )
@@ -124,6 +125,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             real=replace(IMAGENET_BOP_RELEASED.real, l2=5e-7),
             epochs=100,
         ),
+    ),
+    "imagenet-quicknet-bop": (
+        "QuickNet with section 5.3's hyperparameters of Bi-Real Net; no published result of Bop.",
+        replace(IMAGENET_BOP, model=QuickNet()),
     ),
     "cifar10-bop-small": (
         "Section 5.2 scaled down: BinaryNet of width 16, 6 epochs.",

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from bop_optax import Bop2ndOrderState, BopState, CemaState
+from bop_optax import Bop2ndOrderState, BopState, CemaState, models, ste_sign
+from bop_optax.models import QuickNetLarge, QuickNetSmall
 from experiments.presets import PRESETS
 from train import make_optimizer
 from training.config import (
@@ -29,6 +32,7 @@ from training.config import (
     ImageNet,
     LatentAdam,
     LatentSGD,
+    QuickNet,
     RunConfig,
     Schedule,
     XNORNet,
@@ -249,6 +253,7 @@ def test_json_keeps_every_preset(name):
         {"data": ImageNet(Path("/data"), workers=0, bad_images="skip")},
         {"data": Cifar10(Path("/data"))},
         {"model": XNORNet(), "optimizer": Bop2ndOrder(unbiased=True)},
+        {"model": QuickNet("large")},
         {"model": BinaryAlexNet(), "optimizer": LatentSGD(Schedule(1.0, end=0.5), momentum=0.9)},
         {"optimizer": Bop(Schedule(0.1), Schedule(float("inf")))},
     ],
@@ -256,6 +261,17 @@ def test_json_keeps_every_preset(name):
 def test_json_keeps_every_option(change):
     experiment = replace(Experiment(), **change)
     assert from_json(json.loads(json.dumps(to_json(experiment)))) == experiment
+
+
+@pytest.mark.parametrize(
+    ("variant", "network"),
+    [("small", QuickNetSmall), ("medium", models.QuickNet), ("large", QuickNetLarge)],
+)
+def test_variants_of_quicknet(variant, network):
+    build = partial(QuickNet(variant).build, (32, 32, 3), 10)
+    model = nnx.eval_shape(lambda: build(kernel_quantizer=ste_sign, rngs=nnx.Rngs(0)))
+    assert type(model) is network
+    assert model.head.out_features == 10
 
 
 @pytest.mark.parametrize(

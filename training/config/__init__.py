@@ -13,7 +13,7 @@ import tyro
 
 from bop_optax.layers import Product
 from training.config.data import Arrays, Cifar10, Digits, ImageNet
-from training.config.model import BinaryAlexNet, BinaryNet, BiRealNet, XNORNet
+from training.config.model import BinaryAlexNet, BinaryNet, BiRealNet, QuickNet, XNORNet
 from training.config.optimizer import (
     Adam,
     Bop,
@@ -43,6 +43,7 @@ __all__ = [
     "ImageNet",
     "LatentAdam",
     "LatentSGD",
+    "QuickNet",
     "RunConfig",
     "Schedule",
     "XNORNet",
@@ -55,7 +56,7 @@ if TYPE_CHECKING:  # a class of your own is a member, too
     Data = Model = Optimizer = Any
 else:
     Data = Digits | Cifar10 | Arrays | ImageNet
-    Model = BinaryNet | BiRealNet | BinaryAlexNet | XNORNet
+    Model = BinaryNet | BiRealNet | BinaryAlexNet | XNORNet | QuickNet
     Optimizer = Bop | BopLayerwise | Bop2ndOrder | Cema | LatentAdam | LatentSGD
 
 

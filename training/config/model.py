@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from bop_optax.models import binary_alexnet, binarynet, birealnet, xnornet
+from bop_optax.models import binary_alexnet, binarynet, birealnet, quicknet, xnornet
 from training.config.ranges import require
 
 Shape = tuple[int, int, int]
@@ -98,3 +98,20 @@ class XNORNet:
         return xnornet.XNORNet(
             self.width, self.units, num_classes, image_shape=image_shape, **options
         )
+
+
+@dataclass(frozen=True)
+class QuickNet:
+    """QuickNet of Bannink et al. (2021)."""
+
+    variant: Literal["small", "medium", "large"] = "medium"
+    """Larq Zoo's QuickNetSmall, QuickNet or QuickNetLarge."""
+
+    def build(self, image_shape: Shape, num_classes: int, **options: Any) -> nnx.Module:
+        """Draws the network."""
+        network = {
+            "small": quicknet.QuickNetSmall,
+            "medium": quicknet.QuickNet,
+            "large": quicknet.QuickNetLarge,
+        }[self.variant]
+        return network(num_classes=num_classes, image_shape=image_shape, **options)
