@@ -12,8 +12,10 @@ from bop_optax import ste_sign
 from bop_optax.folding import fold
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, rademacher
 from bop_optax.models.binary_alexnet import BinaryAlexNet
+from bop_optax.models.binary_densenet import BinaryDenseNet
 from bop_optax.models.binarynet import BinaryNet
 from bop_optax.models.birealnet import BiRealNet
+from bop_optax.models.quicknet import QuickNet
 from bop_optax.models.xnornet import XNORNet
 from bop_optax.packing import pack
 from tests.networks import set_norms, shape_of
@@ -65,6 +67,13 @@ NETWORKS = {
         (64, 64, 3),
     ),
     "XNORNet": (lambda: XNORNet(2, 16, 10, image_shape=(64, 64, 3), rngs=rngs()), (64, 64, 3)),
+    "QuickNet": (lambda: QuickNet(((1, 8), (1, 16)), 10, image_shape=RGB, rngs=rngs()), RGB),
+    "BinaryDenseNet": (
+        lambda: BinaryDenseNet(
+            ((2, 8, 1), (1, 12, 2)), 4, num_classes=10, image_shape=RGB, rngs=rngs()
+        ),
+        RGB,
+    ),
     "BiRealNet": (lambda: BiRealNet(4, 10, image_shape=RGB, rngs=rngs()), RGB),
     "BiRealNet, small": (
         lambda: BiRealNet(4, 10, image_shape=RGB, small_images=True, rngs=rngs()),
