@@ -13,9 +13,9 @@ from bop_optax._flip import (
     check_params,
     flip_update,
     increment,
+    key_words,
     round_stochastically,
     rounded,
-    rounding_words,
     value_at,
     zero_averages,
 )
@@ -146,7 +146,7 @@ def bop(
     dtype = ema_dtype if rounding_key is None else jnp.float32  # of the computation
 
     def init(params: optax.Params) -> BopState:
-        rounding = None if rounding_key is None else rounding_words(rounding_key)
+        rounding = None if rounding_key is None else key_words(rounding_key)
         return BopState(
             jnp.zeros([], jnp.int32), zero_averages(params, ema_dtype, check_weights), rounding
         )

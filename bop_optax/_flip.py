@@ -28,21 +28,22 @@ def flip_update(flip: jax.Array, w: ArrayLike) -> jax.Array:
     return jnp.where(flip, -2 * jnp.asarray(w), jnp.zeros_like(w))
 
 
-def rounding_words(key: ArrayLike) -> jax.Array:
+def key_words(key: ArrayLike) -> jax.Array:
     """Two uint32 words drawn from a key or a seed: what a state keeps of it."""
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return jax.random.bits(key if typed else jax.random.key(key), (2,), jnp.uint32)
 
 
-def round_stochastically(tree: optax.Updates, words: jax.Array, count: jax.Array) -> optax.Updates:
-    """Rounds float32 to bfloat16, up or down at random, so that the expected value is exact.
-
-    `words` and the step's number draw the noise, each array's on its own.
-    """
-    leaves, treedef = jax.tree.flatten(tree)
+def noise_seeds(tree: optax.Updates, words: jax.Array, count: jax.Array) -> optax.Updates:
+    """Two words for the noise of each array of a tree, other ones in each step."""
+    treedef = jax.tree.structure(tree)
     step_key = jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), count)
-    seeds = jax.random.bits(step_key, (len(leaves), 2), jnp.uint32)
-    return treedef.unflatten(map(_round_array, leaves, seeds))
+    return treedef.unflatten(jax.random.bits(step_key, (treedef.num_leaves, 2), jnp.uint32))
+
+
+def round_stochastically(tree: optax.Updates, words: jax.Array, count: jax.Array) -> optax.Updates:
+    """Rounds float32 to bfloat16, up or down at random, so that the expected value is exact."""
+    return jax.tree.map(_round_array, tree, noise_seeds(tree, words, count))
 
 
 def _round_array(x: jax.Array, seeds: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bop_optax import bop
-from bop_optax._flip import round_stochastically, rounding_words
+from bop_optax._flip import key_words, round_stochastically
 from tests.bop_optax.trajectories import run, step
 
 inf, nan = float("inf"), float("nan")
@@ -20,7 +20,7 @@ in_bfloat16 = partial(bop, ema_dtype=jnp.bfloat16)
 @partial(jax.jit, static_argnames="seed")
 def rounded(tree, count=0, seed=0):
     """A tree after one rounding, back in float32."""
-    result = round_stochastically(tree, rounding_words(seed), count)
+    result = round_stochastically(tree, key_words(seed), count)
     return jax.tree.map(lambda x: x.astype(jnp.float32), result)
 
 
