@@ -7,6 +7,7 @@ the package. It needs JAX and Optax alone. Import separately: `bop_optax.layers`
 latent weights).
 """
 
+from bop_optax._bold import BoldState, bold
 from bop_optax._bop import BopState, bop
 from bop_optax._bop_2nd_order import Bop2ndOrderState, bop_2nd_order
 from bop_optax._bop_layerwise import bop_layerwise
@@ -28,12 +29,14 @@ from bop_optax.quantizers import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoldState",
     "Bop2ndOrderState",
     "BopState",
     "CemaState",
     "approx_sign",
     "binarize",
     "binary_labels",
+    "bold",
     "bop",
     "bop_2nd_order",
     "bop_layerwise",

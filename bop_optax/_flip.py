@@ -88,15 +88,27 @@ def check_hyperparameters(
             raise ValueError(f"{name} must be in (0, 1], got {name}={rate!r}; for example 1e-4")
     if isinstance(threshold, Real) and (math.isnan(float(threshold)) or float(threshold) < 0):
         raise ValueError(f"threshold must be ≥ 0, got {threshold=}; bop's default is 1e-8")
-    for name, value in {"threshold": threshold, **rates}.items():
-        shape = () if callable(value) else jnp.shape(value)  # pyright: ignore[reportArgumentType]
+    _check_scalars(threshold=threshold, **rates)
+    if not jnp.issubdtype(ema_dtype, jnp.floating):
+        raise ValueError(f"ema_dtype must be a floating dtype, got {ema_dtype}; use jnp.float32")
+
+
+def check_positive(**values: Any) -> None:
+    """Raises ValueError for numbers outside (0, inf) and for arrays that are not scalars."""
+    for name, value in values.items():
+        if isinstance(value, Real) and not 0 < float(value) < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, got {name}={value!r}; try 1.0")
+    _check_scalars(**values)
+
+
+def _check_scalars(**values: Any) -> None:
+    for name, value in values.items():
+        shape = () if callable(value) else jnp.shape(value)
         if shape != ():
             raise ValueError(
                 f"{name} must be a scalar, got shape {shape}; "
                 "to train with several values use jax.vmap"
             )
-    if not jnp.issubdtype(ema_dtype, jnp.floating):
-        raise ValueError(f"ema_dtype must be a floating dtype, got {ema_dtype}; use jnp.float32")
 
 
 def check_params(params: optax.Params | None) -> None:

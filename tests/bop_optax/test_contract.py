@@ -18,6 +18,9 @@ from tests.bop_optax.cases import (
     CASES,
     FLIPPING,
     HYPERPARAMETERS,
+    POSITIVE,
+    averages,
+    deterministic,
     every,
     flipping,
     flipping_in_float32,
@@ -100,7 +103,7 @@ def test_map_params_finds_the_averages(name):
         new(name), lambda _: "average", state, transform_non_params=lambda _: "other"
     )
     for field, tree in marked._asdict().items():
-        expected = "average" if field.startswith("ema") else "other"
+        expected = "average" if field.startswith(("ema", "accumulator")) else "other"
         assert all(leaf == expected for leaf in jax.tree.leaves(tree))
     shapes = optax.tree.map_params(new(name), lambda m, w: m.shape == w.shape, state, params)
     assert all(x is True for x in jax.tree.leaves(shapes) if isinstance(x, bool))
@@ -141,7 +144,7 @@ def test_trees(name, tree):
     updates, state = update(params, optimizer.init(params), params)
     chex.assert_trees_all_equal_structs(updates, params)
     if name in FLIPPING:
-        chex.assert_trees_all_equal_structs(state.ema, params)
+        chex.assert_trees_all_equal_structs(averages(state), params)
         after = optax.apply_updates(params, updates)
         chex.assert_trees_all_equal(after, jax.tree.map(lambda w: jnp.asarray(-w), params))
 
@@ -158,7 +161,7 @@ def test_dtypes_of_weights(name):
     chex.assert_trees_all_equal_dtypes(histories, start)
     if name in FLIPPING:
         ema_dtype = jnp.bfloat16 if name == "rounded" else jnp.float32
-        assert all(x.dtype == ema_dtype for x in jax.tree.leaves(state.ema))
+        assert all(x.dtype == ema_dtype for x in jax.tree.leaves(averages(state)))
         for key, history in histories.items():
             assert jnp.sum(history[-1] != start[key]) > 50, key
             assert jnp.all((history == start[key]) | (history == -start[key])), key
@@ -175,6 +178,10 @@ def test_float32_gradients_of_bfloat16_weights(name):
     chex.assert_trees_all_equal(state, expected)
 
 
+def floating(state):
+    return [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
 @flipping_in_float32
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 def test_ema_dtype(name, dtype):
@@ -182,7 +189,7 @@ def test_ema_dtype(name, dtype):
         optimizer, w = new(name, ema_dtype=dtype), jnp.ones(3, jnp.float32)
         state, update = optimizer.init(w), jax.jit(optimizer.update)
         for _ in range(2):
-            assert all(x.dtype == dtype for x in jax.tree.leaves(state)[1:])
+            assert all(x.dtype == dtype for x in floating(state))
             updates, state = update(w, state, w)
             assert updates.dtype == jnp.float32
         np.testing.assert_array_equal(optax.apply_updates(w, updates), [-1, -1, -1])
@@ -191,11 +198,13 @@ def test_ema_dtype(name, dtype):
 @flipping_in_float32
 def test_float64_weights(name):
     with jax.enable_x64(True):
-        rate = optax.linear_schedule(0.25, 0.1, 19)
+        key = HYPERPARAMETERS[name][0]
+        value = CASES[name][1][key]
+        rate = optax.linear_schedule(value, value / 2, 19)
         w, grads = WEIGHTS.astype(np.float64), GRADS[:20].astype(np.float64)
-        history, state = run(new(name, gamma=rate), w, grads)
+        history, state = run(new(name, **{key: rate}), w, grads)
         assert (history.dtype, state.count.dtype) == ("float64", "int32")
-        assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state)[1:])
+        assert all(x.dtype == jnp.float32 for x in floating(state))
         assert jnp.sum(history[-1] != w) > 50
         assert jnp.all(jnp.abs(history) == 1)
 
@@ -212,7 +221,7 @@ def histories(name):
     return run(new(name), weights, grads)[0]
 
 
-@flipping_in_float32
+@deterministic
 def test_mirrored_weights_and_gradients_mirror_the_run(name):
     history = histories(name)
     np.testing.assert_array_equal(history["plain"], -history["mirrored"])
@@ -220,10 +229,10 @@ def test_mirrored_weights_and_gradients_mirror_the_run(name):
     assert np.any(history["plain"] != WEIGHTS)
 
 
-@flipping_in_float32
-def test_only_bop_depends_on_the_scale_of_the_gradients(name):
+@deterministic
+def test_rules_with_units_alone_depend_on_the_scale_of_the_gradients(name):
     history = histories(name)
-    assert np.any(history["plain"] != history["scaled"]) == (name == "bop")
+    assert np.any(history["plain"] != history["scaled"]) == (name in ("bop", "bold"))
 
 
 @flipping
@@ -245,14 +254,20 @@ def test_an_infinite_threshold_never_flips(name):
 # --- errors -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, nan, np.float32(0), np.float64(-1e-4)])
 @pytest.mark.parametrize(
-    ("name", "rate"), [(n, r) for n in FLIPPING for r in HYPERPARAMETERS[n] if r != "threshold"]
+    ("name", "key", "value"),
+    [
+        (name, key, value)
+        for name in FLIPPING
+        for key in HYPERPARAMETERS[name]
+        if key != "threshold"
+        for value in (0, -1, inf if key in POSITIVE else 1.5, nan, np.float32(0), np.float64(-1e-4))
+    ],
 )
-def test_rates_out_of_range(name, rate, value):
-    match = rf"{rate} must be in \(0, 1\], got {rate}=.*1e-4"
-    with pytest.raises(ValueError, match=match) as error:
-        new(name, **{rate: value})
+def test_rates_out_of_range(name, key, value):
+    limits = "above 0 and finite" if key in POSITIVE else r"in \(0, 1\]"
+    with pytest.raises(ValueError, match=rf"{key} must be {limits}, got {key}=") as error:
+        new(name, **{key: value})
     assert repr(value) in str(error.value)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -103,7 +104,7 @@ WRAPPERS = {
 
 
 # Their updates depend on the whole array, or on the position in it.
-WHOLE_ARRAY = ["layerwise", "scale_by_glorot", "rounded"]
+WHOLE_ARRAY = ["layerwise", "scale_by_glorot", "rounded", "bold"]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,21 @@ def test_vmap_over_networks(name):
     for i in range(2):
         one = jax.tree.map(lambda x, i=i: x[i], both)
         assert_same(one, run(new(name), w[i], grads[:, i]), name)
+
+
+@flipping
+def test_a_run_resumes_from_a_checkpoint(name, tmp_path):
+    """Saved by Orbax after five steps, restored into the first state, and run to the end."""
+    w, state = last(run(new(name), W, MEANS[:5]))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state._asdict())
+        checkpointer.wait_until_finished()
+        template = new(name).init(jnp.asarray(W))
+        restored = checkpointer.restore(tmp_path / "state", template._asdict())
+    state = type(template)(**restored)
+    for g in MEANS[5:]:
+        w, state = step(new(name), w, state, jnp.asarray(g))
+    assert_same((w, state), plain(name), name)
 
 
 # --- hyperparameters --------------------------------------------------------------------------
