@@ -1,10 +1,10 @@
 """Binarized Neural Networks in JAX, trained by Bop: an optimizer without latent weights.
 
-`bop` is an Optax transform. Its variants are `bop_layerwise`, `bop_2nd_order` and `cema`.
-`binary_labels` labels the binary parameters for `optax.partition`. Quantizers and metrics complete
-the package. It needs JAX and Optax alone. Import separately: `bop_optax.layers` and
-`bop_optax.models` (Flax NNX), `bop_optax.linen` (Flax Linen), `bop_optax.latent` (the baseline with
-latent weights).
+`bop` is an Optax transform. Its variants are `bop_layerwise`, `bop_2nd_order`, `cema`, `bold` and
+`prob_bop`. `binary_labels` labels the binary parameters for `optax.partition`. Quantizers and
+metrics complete the package. It needs JAX and Optax alone. Import separately: `bop_optax.layers`
+and `bop_optax.models` (Flax NNX), `bop_optax.linen` (Flax Linen), `bop_optax.latent` (the baseline
+with latent weights).
 """
 
 from bop_optax._bold import BoldState, bold
@@ -14,6 +14,7 @@ from bop_optax._bop_layerwise import bop_layerwise
 from bop_optax._cema import CemaState, cema
 from bop_optax._check_binary import check_binary
 from bop_optax._labels import binary_labels
+from bop_optax._prob_bop import ProbBopState, prob_bop
 from bop_optax.metrics import flip_ratio, flips, log_flip_ratio
 from bop_optax.quantizers import (
     approx_sign,
@@ -33,6 +34,7 @@ __all__ = [
     "Bop2ndOrderState",
     "BopState",
     "CemaState",
+    "ProbBopState",
     "approx_sign",
     "binarize",
     "binary_labels",
@@ -47,6 +49,7 @@ __all__ = [
     "flips",
     "log_flip_ratio",
     "magnitude_aware_sign",
+    "prob_bop",
     "ste_heaviside",
     "ste_sign",
     "ste_tern",

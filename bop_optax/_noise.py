@@ -1,4 +1,4 @@
-"""Random bits for stochastic rounding."""
+"""Random bits for stochastic rounding and random thresholds."""
 
 import jax
 import jax.numpy as jnp
@@ -23,3 +23,9 @@ def noise(shape: tuple[int, ...], seeds: jax.Array) -> jax.Array:
     x = position ^ seeds[0]
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     return (x ^ (x >> 15) ^ seeds[1]) * jnp.uint32(0x735A2D97)
+
+
+def exponential(shape: tuple[int, ...], seeds: jax.Array) -> jax.Array:
+    """Numbers of the exponential distribution of mean 1, float32, from 24 bits of the noise."""
+    uniform = (noise(shape, seeds) >> 8).astype(jnp.float32) * 2.0**-24
+    return -jnp.log1p(-uniform)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from bop_optax import bold, bop, bop_2nd_order, bop_layerwise, cema
+from bop_optax import bold, bop, bop_2nd_order, bop_layerwise, cema, prob_bop
 from bop_optax.latent import clip_latent, scale_by_glorot
 
 CASES = {
@@ -26,17 +26,21 @@ CASES = {
     ),
     "cema": (cema, {"gamma": 0.25, "alpha": 0.25}),
     "bold": (bold, {"eta": 1.0}),
+    "prob": (
+        prob_bop,
+        {"gamma": 0.25, "threshold": 0.125, "alpha": 0.5, "epoch": 1.0, "key": 0},
+    ),
     "scale_by_glorot": (scale_by_glorot, {}),
     "clip_latent": (clip_latent, {"limit": 0.5}),
 }
-FLIPPING = ["bop", "rounded", "layerwise", "2nd-order", "unbiased", "cema", "bold"]
-RANDOM = ["rounded"]  # their noise differs from array to array
+FLIPPING = ["bop", "rounded", "layerwise", "2nd-order", "unbiased", "cema", "bold", "prob"]
+RANDOM = ["rounded", "prob"]  # their noise differs from array to array
 every = pytest.mark.parametrize("name", CASES)
 flipping = pytest.mark.parametrize("name", FLIPPING)
 flipping_in_float32 = pytest.mark.parametrize("name", [n for n in FLIPPING if n != "rounded"])
 deterministic = pytest.mark.parametrize("name", [n for n in FLIPPING if n not in RANDOM])
-STATIC = {"rounding_key"}  # of optax.inject_hyperparams
-POSITIVE = {"eta"}  # the range of these is (0, inf), that of rates (0, 1]
+STATIC = {"rounding_key", "key"}  # of optax.inject_hyperparams
+POSITIVE = {"eta", "epoch"}  # the range of these is (0, inf), that of rates (0, 1]
 HYPERPARAMETERS = {
     name: [key for key in options if key not in STATIC | {"ema_dtype", "unbiased"}]
     for name, (_, options) in CASES.items()

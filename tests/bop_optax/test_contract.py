@@ -103,7 +103,7 @@ def test_map_params_finds_the_averages(name):
         new(name), lambda _: "average", state, transform_non_params=lambda _: "other"
     )
     for field, tree in marked._asdict().items():
-        expected = "average" if field.startswith(("ema", "accumulator")) else "other"
+        expected = "average" if field.startswith(("ema", "accumulator", "flips")) else "other"
         assert all(leaf == expected for leaf in jax.tree.leaves(tree))
     shapes = optax.tree.map_params(new(name), lambda m, w: m.shape == w.shape, state, params)
     assert all(x is True for x in jax.tree.leaves(shapes) if isinstance(x, bool))

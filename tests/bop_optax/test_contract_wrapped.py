@@ -104,7 +104,7 @@ WRAPPERS = {
 
 
 # Their updates depend on the whole array, or on the position in it.
-WHOLE_ARRAY = ["layerwise", "scale_by_glorot", "rounded", "bold"]
+WHOLE_ARRAY = ["layerwise", "scale_by_glorot", "rounded", "bold", "prob"]
 
 
 @pytest.mark.parametrize(

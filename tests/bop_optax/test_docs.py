@@ -37,7 +37,7 @@ EXAMPLES = {
     if test.examples
 }
 # The states are made and read by the optimizers, whose examples show them.
-WITHOUT_EXAMPLE = {"BoldState", "BopState", "Bop2ndOrderState", "CemaState"}
+WITHOUT_EXAMPLE = {"BoldState", "BopState", "Bop2ndOrderState", "CemaState", "ProbBopState"}
 
 
 def public_names(module):
