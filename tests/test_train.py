@@ -283,21 +283,24 @@ def test_a_loss_that_is_not_finite_names_its_step():
         networks.check_finite(np.array([[1.0, np.inf]]), 0, 1)
 
 
+RARER = ("Bop2ndOrder", "Cema", "Bold", "ProbBop", "threshold decay")
 VARIANTS = [
     "BopLayerwise",
-    *(pytest.param(v, marks=pytest.mark.slow) for v in ("Bop2ndOrder", "Cema", "threshold decay")),
+    *(pytest.param(v, marks=pytest.mark.slow) for v in RARER),
 ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains_a_network(variant, data):
-    from training.config import Bop2ndOrder, BopLayerwise, Cema
+    from training.config import Bold, Bop2ndOrder, BopLayerwise, Cema, ProbBop
 
     stairs = Schedule(1e-3, factor=0.1, every=2)
     optimizer = {
         "BopLayerwise": BopLayerwise(stairs, Schedule(0.3)),
         "Bop2ndOrder": Bop2ndOrder(stairs, Schedule(1e-3)),
         "Cema": Cema(),
+        "Bold": Bold(),
+        "ProbBop": ProbBop(stairs, Schedule(1e-7)),
         "threshold decay": Bop(Schedule(1e-2, factor=0.1, every=2), Schedule(1e-6, end=1e-8)),
     }[variant]
     model = replace(TINY.model, width=4, units=16, stages=1, first_padding="VALID")

@@ -59,7 +59,8 @@ def test_data_by_name(name, data, spelling, monkeypatch):
     [
         (
             ["cifar10-adam", "--gamma", 0.1],
-            "--gamma belongs to Bop, BopLayerwise, Bop2ndOrder, Cema; cifar10-adam has LatentAdam",
+            "--gamma belongs to Bop, BopLayerwise, Bop2ndOrder, Cema, ProbBop; "
+            "cifar10-adam has LatentAdam",
         ),
         (["--momentum=0.9"], "--momentum belongs to LatentSGD; digits-bop has Bop"),
         (["--no-glorot-scaling"], "--glorot-scaling belongs to LatentAdam, LatentSGD;"),

@@ -12,7 +12,15 @@ import optax
 import pytest
 from flax import nnx
 
-from bop_optax import Bop2ndOrderState, BopState, CemaState, models, ste_sign
+from bop_optax import (
+    BoldState,
+    Bop2ndOrderState,
+    BopState,
+    CemaState,
+    ProbBopState,
+    models,
+    ste_sign,
+)
 from bop_optax.models import QuickNetLarge, QuickNetSmall
 from experiments.presets import PRESETS
 from train import make_optimizer
@@ -22,6 +30,7 @@ from training.config import (
     BinaryAlexNet,
     BinaryNet,
     BiRealNet,
+    Bold,
     Bop,
     Bop2ndOrder,
     BopLayerwise,
@@ -32,6 +41,7 @@ from training.config import (
     ImageNet,
     LatentAdam,
     LatentSGD,
+    ProbBop,
     QuickNet,
     RunConfig,
     Schedule,
@@ -43,7 +53,7 @@ from training.config import (
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
 LABELS = {"kernel": "binary", "dense": "real", "bias": "real"}
 PARAMS = {"kernel": jnp.ones((2, 3)), "dense": jnp.full((3, 2), 0.5), "bias": jnp.ones(2)}
-RULES = [Bop, BopLayerwise, Bop2ndOrder, Cema]
+RULES = [Bop, BopLayerwise, Bop2ndOrder, ProbBop, Cema]
 LINEAR = Schedule(0.5, end=0.25)
 STAIRS = Schedule(0.5, factor=0.5, every=1)
 
@@ -67,7 +77,7 @@ def updated(rule, step: int):
 @pytest.mark.parametrize(("step", "gamma"), [(0, 0.5), (20, 0.375), (40, 0.25), (99, 0.25)])
 def test_gamma_falls_linearly_to_its_end(rule, step, gamma):
     _, state = updated(rule(gamma=LINEAR), step)
-    assert isinstance(state, BopState | Bop2ndOrderState | CemaState)
+    assert isinstance(state, BopState | Bop2ndOrderState | CemaState | ProbBopState)
     np.testing.assert_allclose(state.ema["kernel"], gamma, rtol=1e-6)
 
 
@@ -98,6 +108,21 @@ def test_alpha_falls_linearly_to_0():
         _, state = updated(Cema(Schedule(1.0), Schedule(0.5, end=0.0)), step)
         assert isinstance(state, CemaState)
         np.testing.assert_allclose(state.ema_of_ema["kernel"], alpha, rtol=1e-6)
+
+
+def test_eta_falls_linearly_to_0():
+    """The gradients are 1, and sums below 1 flip nothing."""
+    for step, eta in ((20, 0.5), (30, 0.25), (40, 0.0)):
+        _, state = updated(Bold(Schedule(1.0, end=0.0)), step)
+        assert isinstance(state, BoldState)
+        np.testing.assert_allclose(state.accumulator["kernel"], eta, rtol=1e-6)
+
+
+def test_the_band_narrows_in_each_epoch():
+    """Averages of 1.2 thresholds: in the band 0.75 to 1.33 at first, above 0.94 to 1.07 later."""
+    for step, flips in ((0, range(1, 6)), (9, range(1, 6)), (20, [6])):
+        updates, _ = updated(ProbBop(Schedule(1.0), Schedule(1 / 1.2)), step)
+        assert np.sum(updates["kernel"] == -2) in flips
 
 
 def test_adams_rate_falls_linearly_to_its_end():
@@ -143,6 +168,7 @@ def test_epochs_can_not_be_added_if_a_schedule_ends_with_them():
     for name in ("imagenet-birealnet-bop", "cifar10-bop-threshold-decay", "cifar10-bop-2nd-order"):
         assert PRESETS[name][1].depends_on_epochs
     assert Experiment(optimizer=Cema()).depends_on_epochs
+    assert Experiment(optimizer=Bold()).depends_on_epochs
     assert Experiment(optimizer=LatentAdam(Schedule(1e-3, end=0.0))).depends_on_epochs
     assert Experiment(real=Adam(Schedule(1e-3, end=0.0))).depends_on_epochs
 
@@ -163,9 +189,12 @@ OUT_OF_RANGE = [
     *(case for rule in RULES for case in rates(rule, "gamma")),
     *rates(Bop2ndOrder, "sigma"),
     *rates(Cema, "alpha"),
+    *rates(ProbBop, "alpha"),
+    (lambda: Bold(Schedule(0.0)), "--eta must be above 0 and finite, got 0.0"),
+    (lambda: Bold(Schedule(1.0, end=-1.0)), "--eta must be at least 0 and finite at its end"),
     *(
         case
-        for rule in RULES[:3]
+        for rule in RULES[:4]
         for case in (
             (
                 lambda rule=rule: rule(threshold=Schedule(-1e-8)),
@@ -256,6 +285,8 @@ def test_json_keeps_every_preset(name):
         {"model": QuickNet("large")},
         {"model": BinaryAlexNet(), "optimizer": LatentSGD(Schedule(1.0, end=0.5), momentum=0.9)},
         {"optimizer": Bop(Schedule(0.1), Schedule(float("inf")))},
+        {"optimizer": Bold(Schedule(1e4))},
+        {"optimizer": ProbBop(Schedule(0.1), alpha=Schedule(0.9))},
     ],
 )
 def test_json_keeps_every_option(change):

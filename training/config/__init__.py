@@ -16,12 +16,14 @@ from training.config.data import Arrays, Cifar10, Digits, ImageNet
 from training.config.model import BinaryAlexNet, BinaryNet, BiRealNet, QuickNet, XNORNet
 from training.config.optimizer import (
     Adam,
+    Bold,
     Bop,
     Bop2ndOrder,
     BopLayerwise,
     Cema,
     LatentAdam,
     LatentSGD,
+    ProbBop,
     schedules,
 )
 from training.config.ranges import require
@@ -33,6 +35,7 @@ __all__ = [
     "BiRealNet",
     "BinaryAlexNet",
     "BinaryNet",
+    "Bold",
     "Bop",
     "Bop2ndOrder",
     "BopLayerwise",
@@ -43,6 +46,7 @@ __all__ = [
     "ImageNet",
     "LatentAdam",
     "LatentSGD",
+    "ProbBop",
     "QuickNet",
     "RunConfig",
     "Schedule",
@@ -57,7 +61,7 @@ if TYPE_CHECKING:  # a class of your own is a member, too
 else:
     Data = Digits | Cifar10 | Arrays | ImageNet
     Model = BinaryNet | BiRealNet | BinaryAlexNet | XNORNet | QuickNet
-    Optimizer = Bop | BopLayerwise | Bop2ndOrder | Cema | LatentAdam | LatentSGD
+    Optimizer = Bop | BopLayerwise | Bop2ndOrder | Cema | Bold | ProbBop | LatentAdam | LatentSGD
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import bop_optax
@@ -147,6 +148,51 @@ class Cema:
     def build(self, *steps: int, **initial: Any) -> optax.GradientTransformation:
         """Returns `bop_optax.cema`."""
         return bop_optax.cema(**schedules(self, *steps, **initial))
+
+
+@dataclass(frozen=True)
+class Bold:
+    """BOLD's Boolean optimizer of Nguyen et al. (2024): an accumulator that a flip resets."""
+
+    eta: ScheduleField = Schedule(1e3, end=0.0)
+    """Learning rate η > 0: factor of the gradients, whose sum flips a weight at 1."""
+    kernel_options: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self):
+        _read_schedules(self)
+        _check_learning_rate("eta", self.eta)
+
+    def build(self, *steps: int, **initial: Any) -> optax.GradientTransformation:
+        """Returns `bop_optax.bold`."""
+        return bop_optax.bold(**schedules(self, *steps, **initial))
+
+
+@dataclass(frozen=True)
+class ProbBop:
+    """ProbBop of He et al. (2025): a random threshold that grows with each flip of a weight."""
+
+    gamma: ScheduleField = Schedule(1e-4)
+    """Adaptivity rate γ in (0, 1]: share of the new gradient in the moving average."""
+    threshold: ScheduleField = Schedule(1e-8)
+    """Threshold τ ≥ 0 of a weight that never flipped, in units of the gradient."""
+    alpha: ScheduleField = Schedule(0.5)
+    """Base α in (0, 1]: the band of random flips narrows as α to the power of the epoch."""
+    kernel_options: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self):
+        _read_schedules(self)
+        _check_rate("gamma", self.gamma)
+        _check_threshold(self.threshold)
+        _check_rate("alpha", self.alpha)
+
+    def build(
+        self, epochs: int, steps_per_epoch: int, **initial: Any
+    ) -> optax.GradientTransformation:
+        """Returns `bop_optax.prob_bop`."""
+        values = schedules(self, epochs, steps_per_epoch, **initial)
+        return bop_optax.prob_bop(
+            **values, epoch=lambda t: 1 + jnp.floor_divide(t, steps_per_epoch)
+        )
 
 
 # ---- Latent weights ------------------------------------------------------------------------------
