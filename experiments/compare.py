@@ -1,9 +1,9 @@
-"""Bop, its variants and latent weights on CIFAR-10, each at the best of its two hyperparameters.
+"""Bop, its variants and latent weights on CIFAR-10, each at the best of its hyperparameters.
 
-    python -m experiments.compare --data-dir DIR --workers 2    # about seven hours on two cores
+    python -m experiments.compare --data-dir DIR --workers 2    # about eight hours on two cores
 
 All methods train the same network on the same images for the same epochs. First a grid over each
-method's two hyperparameters is judged on held-out training images. Then the best point trains on
+method's hyperparameters is judged on held-out training images. Then the best point trains on
 all training images with other seeds; these runs alone see the test images. The last line on
 standard output is a JSON object with the best points and the mean test accuracies.
 

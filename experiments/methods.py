@@ -6,6 +6,7 @@ from functools import partial
 
 from experiments.presets import CIFAR10_SMALL, staircase
 from training.config import (
+    Bold,
     Bop,
     Bop2ndOrder,
     BopLayerwise,
@@ -13,6 +14,7 @@ from training.config import (
     Experiment,
     LatentAdam,
     LatentSGD,
+    ProbBop,
     Schedule,
 )
 
@@ -23,6 +25,8 @@ BOP: Grid = {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-6, 1e-7)}
 LAYERWISE: Grid = {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1.0, 0.3)}
 SECOND_ORDER: Grid = {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-2, 1e-3)}
 CEMA: Grid = {"alpha": (1e-2, 1e-3, 1e-4), "gamma": (1e-1, 1e-2)}
+BOLD: Grid = {"eta": (1e4, 3e3, 1e3, 3e2, 1e2, 30.0)}  # its one hyperparameter
+PROB_BOP: Grid = {"gamma": (1e-2, 1e-3, 1e-4), "threshold": (1e-7, 1e-8)}
 ADAM: Grid = {"latent_learning_rate": (1e-2, 1e-3, 1e-4), "b1": (0.9, 0.99)}
 SGD: Grid = {"latent_learning_rate": (10.0, 1.0, 0.1, 0.01), "momentum": (0.9, 0.99)}
 # 3 × 2 points, and one more value of the first hyperparameter if the best of three was at an end.
@@ -44,17 +48,19 @@ OPTIMIZERS = {
     "bop-layerwise-linear": (BopLayerwise(TO_0(1e-3), Schedule(0.3)), LAYERWISE),
     "bop-2nd-order-linear": (Bop2ndOrder(TO_0(1e-4), Schedule(1e-3)), WIDE_SECOND_ORDER),
     "cema-linear": (Cema(Schedule(1e-1), TO_0(1e-3)), CEMA),
+    "bold-linear": (Bold(TO_0(1e3)), BOLD),
+    "prob-bop-linear": (ProbBop(TO_0(1e-3), Schedule(1e-7)), PROB_BOP),
 }
 METHODS: dict[str, tuple[Experiment, Grid]] = {
     name: (replace(CIFAR10_SMALL, optimizer=optimizer), grid)
     for name, (optimizer, grid) in OPTIMIZERS.items()
 }
-"""By name, the experiment and the values of its two hyperparameters. A value replaces the first
+"""By name, the experiment and the values of its hyperparameters. A value replaces the first
 value of a schedule."""
 
 
 def at_point(experiment: Experiment, point: Point) -> Experiment:
-    """Replaces two hyperparameters of the optimizer: the first value of a schedule, or a number."""
+    """Replaces hyperparameters of the optimizer: the first value of a schedule, or a number."""
     own = {name: getattr(experiment.optimizer, name) for name in point}
     values = {
         name: replace(own[name], initial=value) if isinstance(own[name], Schedule) else value
