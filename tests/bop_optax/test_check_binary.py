@@ -7,13 +7,30 @@ import optax
 import pytest
 from flax import nnx
 
-from bop_optax import binary_labels, bop, bop_2nd_order, bop_layerwise, cema, check_binary, ste_sign
+from bop_optax import (
+    binary_labels,
+    bold,
+    bop,
+    bop_2nd_order,
+    bop_layerwise,
+    cema,
+    check_binary,
+    prob_bop,
+    ste_sign,
+)
 from bop_optax.layers import BinaryLinear, BinaryParam
 from bop_optax.linen import BinaryBox
 
 inf, nan = float("inf"), float("nan")
 SIGNS = np.float32([[1, -1, 1], [-1, -1, 1]])
-RULES = {"bop": bop, "layerwise": bop_layerwise, "2nd-order": bop_2nd_order, "cema": cema}
+RULES = {
+    "bop": bop,
+    "layerwise": bop_layerwise,
+    "2nd-order": bop_2nd_order,
+    "cema": cema,
+    "bold": bold,
+    "prob": prob_bop,
+}
 BINARY = {
     "signs": SIGNS,
     "one-scale": 0.3 * SIGNS,
