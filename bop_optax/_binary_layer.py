@@ -182,7 +182,7 @@ class BinaryLayer(nnx.Module):
 
 
 def with_binary_kernels(model: Model) -> Model:
-    """Copies a model, with the one-bit kernels of its binary layers as `BinaryParam`s of ±α.
+    """Copies a model, with each one-bit kernel of its binary layers as a `BinaryParam` of ±α.
 
     Latent weights are quantized for good, so that Bop can fine-tune a network that was trained with
     them. Packed kernels are unpacked. The outputs stay the same, to the bit.
