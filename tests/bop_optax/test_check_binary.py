@@ -20,6 +20,7 @@ from bop_optax import (
 )
 from bop_optax.layers import BinaryLinear, BinaryParam
 from bop_optax.linen import BinaryBox
+from tests.bop_optax.cases import averages
 
 inf, nan = float("inf"), float("nan")
 SIGNS = np.float32([[1, -1, 1], [-1, -1, 1]])
@@ -165,9 +166,10 @@ def test_traced_values_cannot_be_checked():
 def test_hyperparameters_can_be_injected_plainly():
     """Without static_args: the dtype is no number and no schedule."""
     for rule in RULES.values():
-        optimizer = optax.inject_hyperparams(rule)(gamma=1e-3)
+        rate = "eta" if rule is bold else "gamma"
+        optimizer = optax.inject_hyperparams(rule)(**{rate: 1e-3})
         state = optimizer.init(jnp.ones((2, 3)))
-        assert state.hyperparams["gamma"] == np.float32(1e-3)
-        state.hyperparams["gamma"] = jnp.float32(0.5)
+        assert state.hyperparams[rate] == np.float32(1e-3)
+        state.hyperparams[rate] = jnp.float32(0.5)
         _, state = optimizer.update(jnp.ones((2, 3)), state, jnp.ones((2, 3)))
-        assert (state.inner_state.ema == 0.5).all()
+        assert (averages(state.inner_state) == 0.5).all()
