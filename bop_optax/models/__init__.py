@@ -14,7 +14,10 @@ from bop_optax.models.binary_densenet import (
 from bop_optax.models.binary_resnet_e import BinaryResNetE18
 from bop_optax.models.binarynet import BinaryNet
 from bop_optax.models.birealnet import BiRealNet
+from bop_optax.models.meliusnet import MeliusNet22
 from bop_optax.models.quicknet import QuickNet, QuickNetLarge, QuickNetSmall
+from bop_optax.models.reactnet import ReActNet
+from bop_optax.models.real_to_binary import RealToBinaryNet
 from bop_optax.models.xnornet import XNORNet
 
 __all__ = [
@@ -27,8 +30,11 @@ __all__ = [
     "BinaryDenseNet45",
     "BinaryNet",
     "BinaryResNetE18",
+    "MeliusNet22",
     "QuickNet",
     "QuickNetLarge",
     "QuickNetSmall",
+    "ReActNet",
+    "RealToBinaryNet",
     "XNORNet",
 ]
