@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ ATTRIBUTES = {  # of a layer, by the names of Keras
     "beta": "bias",
     "moving_mean": "mean",
     "moving_variance": "var",
+    "alpha": "slope",
 }
 
 
@@ -64,7 +66,7 @@ def from_larq(model: _Model, path: Path | str) -> _Model:
     quantizer = type(model).larq_quantizer  # pyright: ignore[reportAttributeAccessIssue]
     values = [
         pair
-        for layer, (name, arrays) in zip(layers, groups, strict=True)
+        for layer, name, arrays in _joined(layers, groups)
         for pair in _values(layer, name, arrays, quantizer)
     ]
     for variable, value in values:
@@ -86,6 +88,15 @@ def _read(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
 
 def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
+
+
+def _joined(layers: list[Any], groups: list[Any]) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+    """Joins the outputs of the file's layers that are groups of one convolution."""
+    for _, pairs in groupby(zip(layers, groups, strict=True), key=lambda pair: id(pair[0])):
+        (layer, *_), parts = zip(*pairs, strict=True)
+        (name, *_), arrays = zip(*parts, strict=True)
+        keys = arrays[0]
+        yield layer, name, {k: np.concatenate([a[k] for a in arrays if k in a], -1) for k in keys}
 
 
 def _values(
@@ -116,7 +127,7 @@ def _in_flax(layer: Any, key: str, array: np.ndarray) -> np.ndarray:
         return array.swapaxes(-1, -2)
     if key == "kernel" and layer.kernel.ndim == 2:  # a convolution over the whole map
         return array.reshape(-1, array.shape[-1])
-    return array
+    return array[0, 0] if key == "alpha" else array  # which is shared over the image
 
 
 def _check_quantizer(name: str, own: Any, quantizer: Any) -> None:

@@ -27,9 +27,11 @@ SIZES = {  # sides of the images, by network
     "BinaryDenseNet37Dilated": 64,
     "BinaryDenseNet45": 64,
     "BinaryResNetE18": 64,
+    "MeliusNet22": 40,
     "QuickNet": 64,
     "QuickNetLarge": 64,
     "QuickNetSmall": 64,
+    "RealToBinaryNet": 40,
     "XNORNet": 224,
 }
 

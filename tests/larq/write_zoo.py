@@ -32,7 +32,8 @@ def main(network, size, folder):
     for layer in model.layers:
         named = [(weight.name, weight.shape) for weight in layer.weights]
         layer.set_weights([random_weights(name, shape) for name, shape in named])
-    last = next(x for x in reversed(model.layers) if isinstance(x, tf.keras.layers.Activation))
+    softmax = (tf.keras.layers.Activation, tf.keras.layers.Softmax)
+    last = next(layer for layer in reversed(model.layers) if isinstance(layer, softmax))
     images = RNG.normal(size=(2, size, size, 3))
     logits = tf.keras.Model(model.input, last.input)(images)
     model.save_weights(folder / "weights.h5")

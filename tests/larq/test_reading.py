@@ -1,0 +1,55 @@
+"""Layers of a weights file that Flax holds in another form."""
+
+import h5py
+import numpy as np
+import pytest
+from flax import nnx
+
+from bop_optax import ste_sign
+from bop_optax.larq import from_larq
+from bop_optax.models.real_to_binary import PReLU
+
+
+class Grouped(nnx.Module):
+    larq_quantizer = staticmethod(ste_sign)
+
+    def __init__(self):
+        self.conv = nnx.Conv(4, 6, (3, 3), feature_group_count=2, use_bias=False, rngs=nnx.Rngs(0))
+        self.prelu = PReLU(6)
+
+    def larq_layers(self):
+        return (self.conv, self.conv, self.prelu)
+
+
+def write(path, layers):
+    """A file as Keras's `save_weights` writes it."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = list(layers)
+        for layer, (name, array) in layers.items():
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = [f"{layer}/{name}:0"]
+            group[f"{layer}/{name}:0"] = array
+
+
+def test_groups_of_a_convolution_and_the_slopes_of_a_prelu(tmp_path):
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 3, 3, 2, 3)).astype(np.float32)
+    slopes = rng.normal(size=(1, 1, 6)).astype(np.float32)
+    layers = {"a": ("kernel", first), "b": ("kernel", second), "c": ("alpha", slopes)}
+    write(tmp_path / "weights.h5", layers)
+    model = from_larq(Grouped(), tmp_path / "weights.h5")
+    np.testing.assert_array_equal(model.conv.kernel[..., :3], first)
+    np.testing.assert_array_equal(model.conv.kernel[..., 3:], second)
+    np.testing.assert_array_equal(model.prelu.slope[...], slopes[0, 0])
+
+
+def test_a_group_of_another_shape(tmp_path):
+    kernel = np.zeros((3, 3, 2, 3))
+    layers = {
+        "a": ("kernel", kernel),
+        "b": ("kernel", kernel[..., :2]),
+        "c": ("alpha", np.zeros((1, 1, 6))),
+    }
+    write(tmp_path / "weights.h5", layers)
+    with pytest.raises(ValueError, match=r"a has a kernel of \(3, 3, 2, 5\), not \(3, 3, 2, 6\)"):
+        from_larq(Grouped(), tmp_path / "weights.h5")
