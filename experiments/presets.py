@@ -16,6 +16,7 @@ from training.config import (
     LatentAdam,
     LatentSGD,
     QuickNet,
+    ReActNet,
     Schedule,
     XNORNet,
 )
@@ -129,6 +130,16 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "imagenet-quicknet-bop": (
         "QuickNet with section 5.3's hyperparameters of Bi-Real Net; no published result of Bop.",
         replace(IMAGENET_BOP, model=QuickNet()),
+    ),
+    "imagenet-reactnet-bop": (
+        "ReActNet-A with its authors' Adam, section 5.3's γ and τ; no published result of Bop.",
+        replace(
+            IMAGENET_BOP,
+            model=ReActNet(),
+            # mobilenet/2_step2/run.sh of github.com/liuzechun/ReActNet, for latent weights.
+            real=Adam(Schedule(1.25e-3, end=0.0)),
+            epochs=128,
+        ),
     ),
     "cifar10-bop-small": (
         "Section 5.2 scaled down: BinaryNet of width 16, 6 epochs.",

@@ -13,7 +13,14 @@ import tyro
 
 from bop_optax.layers import Product
 from training.config.data import Arrays, Cifar10, Digits, ImageNet
-from training.config.model import BinaryAlexNet, BinaryNet, BiRealNet, QuickNet, XNORNet
+from training.config.model import (
+    BinaryAlexNet,
+    BinaryNet,
+    BiRealNet,
+    QuickNet,
+    ReActNet,
+    XNORNet,
+)
 from training.config.optimizer import (
     Adam,
     Bold,
@@ -48,6 +55,7 @@ __all__ = [
     "LatentSGD",
     "ProbBop",
     "QuickNet",
+    "ReActNet",
     "RunConfig",
     "Schedule",
     "XNORNet",
@@ -60,7 +68,7 @@ if TYPE_CHECKING:  # a class of your own is a member, too
     Data = Model = Optimizer = Any
 else:
     Data = Digits | Cifar10 | Arrays | ImageNet
-    Model = BinaryNet | BiRealNet | BinaryAlexNet | XNORNet | QuickNet
+    Model = BinaryNet | BiRealNet | BinaryAlexNet | XNORNet | QuickNet | ReActNet
     Optimizer = Bop | BopLayerwise | Bop2ndOrder | Cema | Bold | ProbBop | LatentAdam | LatentSGD
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from bop_optax.models import binary_alexnet, binarynet, birealnet, quicknet, xnornet
+from bop_optax.models import binary_alexnet, binarynet, birealnet, quicknet, reactnet, xnornet
 from training.config.ranges import require
 
 Shape = tuple[int, int, int]
@@ -115,3 +115,18 @@ class QuickNet:
             "large": quicknet.QuickNetLarge,
         }[self.variant]
         return network(num_classes=num_classes, image_shape=image_shape, **options)
+
+
+@dataclass(frozen=True)
+class ReActNet:
+    """ReActNet-A of Liu et al. (2020)."""
+
+    width: int = 32
+    """Channels of the first layer; the blocks have 2 to 32 times as many."""
+
+    def __post_init__(self):
+        require(self.width >= 1, "width", "at least 1", self.width)
+
+    def build(self, image_shape: Shape, num_classes: int, **options: Any) -> nnx.Module:
+        """Draws the network."""
+        return reactnet.ReActNet(self.width, num_classes, image_shape=image_shape, **options)
