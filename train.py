@@ -41,6 +41,7 @@ from training.config import Experiment, RunConfig
 from training.curves import plot_curves
 from training.data import Batch
 from training.data.augment import augment
+from training.loss import make_losses
 from training.network import (
     Network,
     TrainState,
@@ -138,18 +139,18 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
     `key` draws the augmentation. `initial` holds first values of hyperparameters, as in
     {"gamma": 1e-3}, that replace those of the configuration: a sweep vmaps over both.
     """
+    losses = make_losses(experiment)
 
     def train_step(
         state: TrainState, batch: Batch, key: jax.Array, initial: dict[str, Any]
     ) -> tuple[TrainState, jax.Array]:
         augment_key = jax.random.fold_in(key, state.step)
-        inputs = network.scale(augment(augment_key, batch.images, experiment.pad, experiment.flip))
+        images = augment(augment_key, batch.images, experiment.pad, experiment.flip)
 
         def loss_fn(params):
             model = nnx.merge(network.train_graph, params, state.batch_stats, copy=True)
-            logits = model(inputs).astype(jnp.float32)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-            loss = losses.mean(where=batch.mask)
+            logits = model(network.scale(images)).astype(jnp.float32)
+            loss = losses(images, logits, batch.labels).mean(where=batch.mask)
             return loss, (logits, nnx.state(model, nnx.Not(nnx.Param)))
 
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

@@ -283,6 +283,7 @@ def test_json_keeps_every_preset(name):
         {"data": Arrays(Path("/some/where.npz"), held_out=3)},
         {"data": ImageNet(Path("/data"), workers=0, bad_images="skip")},
         {"data": Cifar10(Path("/data"))},
+        {"teacher": Path("/runs/wide")},
         {"model": XNORNet(), "optimizer": Bop2ndOrder(unbiased=True)},
         {"model": QuickNet("large")},
         {"model": ReActNet(width=16), "optimizer": Cema()},

@@ -94,6 +94,8 @@ class Experiment:
     """Dtype of activations. Parameters, statistics and the arithmetic of BatchNorm are float32."""
     backward: Literal["float32", "bfloat16"] | int = "float32"
     """What gradients of one-bit products are rounded to: nothing, bfloat16, or 2 to 8 bits."""
+    teacher: Path | None = None
+    """Folder of a finished run, whose probabilities replace the labels in the loss."""
     seed: int = 0
     """Seed ≥ 0 of the weights, the order of the images and the augmentation."""
 
