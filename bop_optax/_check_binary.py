@@ -7,7 +7,13 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from bop_optax._labels import binary_labels, is_variable, named_leaves
+from bop_optax._labels import (
+    array_of,
+    binary_labels,
+    has_binary_type,
+    is_variable,
+    named_leaves,
+)
 
 
 def check_binary(params: Any, labels: Any = None) -> None:
@@ -43,7 +49,7 @@ def check_binary(params: Any, labels: Any = None) -> None:
     if labels is None:
         labels = binary_labels(params)
     for name, leaf in _binary_leaves(params, labels):
-        array = _array(leaf)
+        array = array_of(leaf)
         if isinstance(array, Tracer):
             raise TypeError("check_binary reads values: call it outside of jax.jit")
         if fault := _fault(np.asarray(array)):
@@ -56,10 +62,10 @@ def check_binary(params: Any, labels: Any = None) -> None:
 def check_weights(params: Any) -> None:
     """Raises ValueError for parameters that bop should not flip; traced ones pass."""
     for name, leaf in named_leaves(params):
-        array = _array(leaf)
+        array = array_of(leaf)
         is_vector = np.ndim(array) < 2
         fault = None
-        if is_variable(leaf) and is_vector and not getattr(type(leaf), "is_binary", False):
+        if is_variable(leaf) and is_vector and not has_binary_type(name, leaf):
             fault = f"is a {type(leaf).__name__} of shape {np.shape(array)}, no binary kernel"
         elif isinstance(array, np.ndarray) or _is_readable(array):
             fault = _fault(np.asarray(array))
@@ -74,12 +80,6 @@ def check_weights(params: Any) -> None:
 def _binary_leaves(params: Any, labels: Any) -> Iterator[tuple[str, Any]]:
     flat = dict(named_leaves(labels))
     return ((name, leaf) for name, leaf in named_leaves(params) if flat.get(name) == "binary")
-
-
-def _array(leaf: Any) -> Any:
-    """The array of a leaf, which may be in an NNX variable or a box of Linen."""
-    (value,) = jax.tree.leaves(leaf)
-    return value
 
 
 def _is_readable(array: Any) -> bool:

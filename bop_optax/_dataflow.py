@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -13,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import ClosedJaxpr, Literal
 
 from bop_optax._forward import forward_jaxpr
-from bop_optax.quantizers import is_sign
+from bop_optax.quantizers import function_of, is_sign
 
 # Names of values in the jaxpr.
 QUANTIZERS = "bop_optax.quantizers"
@@ -97,9 +96,8 @@ class _NamedSign:
 
 def _is_library_sign(quantizer: Any) -> bool:
     """Whether a quantizer is one of the library's, which are +1 exactly at 0 and above."""
-    while isinstance(quantizer, partial):
-        quantizer = quantizer.func
-    return is_sign(quantizer) and getattr(quantizer, "__module__", "") == QUANTIZERS
+    function = function_of(quantizer)
+    return is_sign(function) and getattr(function, "__module__", "") == QUANTIZERS
 
 
 def _signs_only(closed: ClosedJaxpr) -> dict[int, Norm]:

@@ -47,8 +47,7 @@ def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = No
         {'dense': {'bias': 'real', 'kernel': 'binary'}}
         >>> optimizer = optax.partition({"binary": bop(), "real": optax.adam(1e-2)}, labels)
     """
-    nnx = sys.modules.get("flax.nnx")  # looked up, not imported: Flax is no dependency
-    if nnx is not None and isinstance(params, nnx.Module):
+    if _is_a("flax.nnx", "Module", params):
         raise TypeError(
             f"binary_labels takes parameters, got the module {type(params).__name__}: "
             "pass nnx.state(model, nnx.Param)"
@@ -83,14 +82,25 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
 
 
+def array_of(leaf: Any) -> Any:
+    """The array of a leaf, which may be in an NNX variable or a box of Linen."""
+    (value,) = jax.tree.leaves(leaf)
+    return value
+
+
 def is_variable(node: Any) -> bool:
     """True for an NNX variable."""
-    nnx = sys.modules.get("flax.nnx")
-    return nnx is not None and isinstance(node, nnx.Variable)
+    return _is_a("flax.nnx", "Variable", node)
 
 
 def _is_box(node: Any) -> bool:
     """True if `node` holds one array and metadata."""
-    meta = sys.modules.get("flax.core.meta")
-    is_box = meta is not None and isinstance(node, meta.AxisMetadata)
+    is_box = _is_a("flax.core.meta", "AxisMetadata", node)
     return is_box or has_binary_type("", node) or is_variable(node)
+
+
+def _is_a(module: str, name: str, node: Any) -> bool:
+    """Whether `node` is an instance of a class of Flax."""
+    # Flax is looked up, not imported: no node is of its classes unless it is imported.
+    flax = sys.modules.get(module)
+    return flax is not None and isinstance(node, getattr(flax, name))

@@ -32,7 +32,7 @@ def is_sign(quantizer: Any) -> bool:
         >>> is_sign(ste_sign), is_sign(partial(ste_sign, clip=2.0)), is_sign(ste_heaviside)
         (True, True, False)
     """
-    return getattr(_function(quantizer), "is_sign", False) is True
+    return getattr(function_of(quantizer), "is_sign", False) is True
 
 
 def is_scaled_sign(quantizer: Any) -> bool:
@@ -45,7 +45,7 @@ def is_scaled_sign(quantizer: Any) -> bool:
         >>> is_scaled_sign(magnitude_aware_sign), is_scaled_sign(ste_sign), is_scaled_sign(ste_tern)
         (True, True, False)
     """
-    return is_sign(quantizer) or getattr(_function(quantizer), "is_scaled_sign", False) is True
+    return is_sign(quantizer) or getattr(function_of(quantizer), "is_scaled_sign", False) is True
 
 
 def precision(quantizer: Any) -> int | None:
@@ -68,7 +68,7 @@ def precision(quantizer: Any) -> int | None:
     return getattr(quantizer, "precision", None) if bits is None else bits
 
 
-def _function(quantizer: Any) -> Any:
+def function_of(quantizer: Any) -> Any:
     """The function of a partial."""
     while isinstance(quantizer, partial):
         quantizer = quantizer.func

@@ -18,7 +18,7 @@ import safetensors.numpy
 from flax import nnx
 
 from bop_optax._binary_layer import with_binary_kernels
-from bop_optax._labels import has_binary_type, named_leaves
+from bop_optax._labels import array_of, has_binary_type, named_leaves
 
 VERSION = 1  # of the metadata
 DAMAGE = (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError)
@@ -66,7 +66,7 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
         tensors[name] = array
 
     for name, leaf in named_leaves(_state(tree)):
-        array = np.asarray(_value(leaf), order="C")
+        array = np.asarray(array_of(leaf), order="C")
         if not rule(name, leaf):
             add(name, array)
             continue
@@ -127,7 +127,7 @@ def load(path: Path | str, like: Any = None) -> Any:
         return arrays
     tree = _parameters(like) if isinstance(like, nnx.Module) else like
     leaves = named_leaves(tree)
-    expected = {name: (jnp.shape(_value(leaf)), _value(leaf).dtype) for name, leaf in leaves}
+    expected = {name: (jnp.shape(array_of(leaf)), array_of(leaf).dtype) for name, leaf in leaves}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if expected != found:
         names = dict.fromkeys(name for name, _ in sorted(expected.items() ^ found.items(), key=str))
@@ -150,12 +150,6 @@ def _state(tree: Any) -> Any:
     if not isinstance(tree, nnx.Module):
         return tree
     return _parameters(with_binary_kernels(tree))
-
-
-def _value(leaf: Any) -> Any:
-    """The array of a leaf, which may be in an NNX variable or a box of Linen."""
-    (value,) = jax.tree.leaves(leaf)
-    return value
 
 
 def _is_signed(dtype: np.dtype) -> bool:
