@@ -1,4 +1,4 @@
-"""Transposed, depthwise and separable layers beside Larq's own: layers.json has Larq's outputs."""
+"""Transposed, depthwise and separable layers compared with Larq's: layers.json has its outputs."""
 
 import json
 from pathlib import Path
