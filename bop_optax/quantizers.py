@@ -69,7 +69,15 @@ def precision(quantizer: Any) -> int | None:
 
 
 def function_of(quantizer: Any) -> Any:
-    """The function of a partial."""
+    """Returns the function of a `functools.partial`, also of a nested one; anything else as it is.
+
+    Args:
+        quantizer: a function, a `functools.partial` of one, or None.
+
+    Example:
+        >>> function_of(partial(ste_sign, clip=2.0)) is ste_sign
+        True
+    """
     while isinstance(quantizer, partial):
         quantizer = quantizer.func
     return quantizer
