@@ -36,6 +36,7 @@ class Network(NamedTuple):
 
     Attributes:
         draw: seed → the first parameters and batch statistics.
+        shapes: the parameters and batch statistics, as shapes.
         train_graph: the model in training mode, for `nnx.merge`.
         eval_graph: the model in evaluation mode, packed where that is faster.
         eval_state: training state → the state of the model that belongs to `eval_graph`.
@@ -44,6 +45,7 @@ class Network(NamedTuple):
     """
 
     draw: Callable[[Any], tuple[Any, nnx.State]]
+    shapes: tuple[Any, nnx.State]
     train_graph: nnx.GraphDef
     eval_graph: nnx.GraphDef
     eval_state: Callable[[TrainState], nnx.State]
@@ -74,10 +76,10 @@ def make_network(experiment: Experiment, data: Any, packed: bool | None = None) 
     _check_logits(experiment, model_of, data)
     eval_graph = nnx.graphdef(nnx.eval_shape(partial(for_inference, packed=packed), model))
     model.train()
-    train_graph, shapes, _ = nnx.split(model, nnx.Param, ...)
-    labels = binary_labels(shapes, lambda _, v: isinstance(v, BinaryParam | LatentParam))
+    train_graph, *shapes = nnx.split(model, nnx.Param, ...)
+    labels = binary_labels(shapes[0], lambda _, v: isinstance(v, BinaryParam | LatentParam))
     scaled = partial(scale, mean=data.mean, std=data.std)
-    return Network(draw, train_graph, eval_graph, eval_state, labels, scaled)
+    return Network(draw, tuple(shapes), train_graph, eval_graph, eval_state, labels, scaled)
 
 
 def layer_options(optimizer: Any, dtype: str, backward: Any = "float32") -> dict[str, Any]:
@@ -175,14 +177,14 @@ def check_finite(losses: np.ndarray, step: int, epoch: int) -> None:
 
 def count_parameters(network: Network) -> tuple[int, int]:
     """Numbers of binary and of real parameters."""
-    params, _ = jax.eval_shape(network.draw, 0)
+    params, _ = network.shapes
     binary = sum(x.size for x in jax.tree.leaves(binary_layers(params, network.labels)))
     return binary, sum(x.size for x in jax.tree.leaves(params)) - binary
 
 
 def totals(network: Network, image_shape: tuple[int, ...]) -> Totals:
     """Size of the network, and multiply-accumulates of one image."""
-    model = nnx.merge(network.train_graph, *jax.eval_shape(network.draw, 0))
+    model = nnx.merge(network.train_graph, *network.shapes)
     return summary(model, (1, *image_shape)).totals
 
 
