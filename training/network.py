@@ -76,10 +76,10 @@ def make_network(experiment: Experiment, data: Any, packed: bool | None = None) 
     _check_logits(experiment, model_of, data)
     eval_graph = nnx.graphdef(nnx.eval_shape(partial(for_inference, packed=packed), model))
     model.train()
-    train_graph, *shapes = nnx.split(model, nnx.Param, ...)
-    labels = binary_labels(shapes[0], lambda _, v: isinstance(v, BinaryParam | LatentParam))
-    scaled = partial(scale, mean=data.mean, std=data.std)
-    return Network(draw, tuple(shapes), train_graph, eval_graph, eval_state, labels, scaled)
+    train_graph, params, batch_stats = nnx.split(model, nnx.Param, ...)
+    labels = binary_labels(params, lambda _, v: isinstance(v, BinaryParam | LatentParam))
+    shapes, scaled = (params, batch_stats), partial(scale, mean=data.mean, std=data.std)
+    return Network(draw, shapes, train_graph, eval_graph, eval_state, labels, scaled)
 
 
 def layer_options(optimizer: Any, dtype: str, backward: Any = "float32") -> dict[str, Any]:
