@@ -263,6 +263,7 @@ OPERATIONS: dict[str, Callable[..., tf.Tensor]] = {
     "mul": _elementwise(_before_pool(tf.multiply)),
     "div": _elementwise(tf.divide),
     "max": _elementwise(tf.maximum),
+    "logistic": _elementwise(tf.sigmoid),
     "ge": _elementwise(_at_least),
     "select_n": _elementwise(_select),
     "conv_general_dilated": _convolve,

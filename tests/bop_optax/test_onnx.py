@@ -11,6 +11,7 @@ from flax import nnx
 from bop_optax import ste_sign
 from bop_optax.folding import fold
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, rademacher
+from bop_optax.models import BinaryResNetE18, MeliusNet22, ReActNet, RealToBinaryNet
 from bop_optax.models.binary_alexnet import BinaryAlexNet
 from bop_optax.models.binary_densenet import BinaryDenseNet
 from bop_optax.models.binarynet import BinaryNet
@@ -79,9 +80,15 @@ NETWORKS = {
         lambda: BiRealNet(4, 10, image_shape=RGB, small_images=True, rngs=rngs()),
         RGB,
     ),
+    "BinaryResNetE18": (lambda: BinaryResNetE18(4, 10, image_shape=RGB, rngs=rngs()), RGB),
     "BiRealNet, odd": (lambda: BiRealNet(4, 10, image_shape=(33, 35, 3), rngs=rngs()), (33, 35, 3)),
 }
 OTHERS = {
+    # qonnx runs the first two in minutes; of ReActNet's concatenation of a map with itself its
+    # cleanup renames one operand only.
+    "RealToBinaryNet": (lambda: RealToBinaryNet(4, 10, image_shape=RGB, rngs=rngs()), RGB),
+    "MeliusNet22": (lambda: MeliusNet22(16, 10, image_shape=RGB, rngs=rngs()), RGB),
+    "ReActNet": (lambda: ReActNet(4, 10, image_shape=RGB, rngs=rngs()), RGB),
     "latent": (lambda: binarynet(kernel_quantizer=ste_sign), RGB),
     "alpha": (lambda: binarynet(kernel_init=alphas), RGB),
     "packed": (lambda: pack(binarynet()), RGB),
