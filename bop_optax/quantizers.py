@@ -14,6 +14,7 @@ Three attributes of a quantizer describe its outputs. A quantizer of your own ma
 """
 
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import jax
@@ -92,12 +93,27 @@ def binarize(x: ArrayLike) -> jax.Array:
     Returns:
         An array of ±1 with the shape and dtype of `x`.
 
+    Raises:
+        TypeError: for a dtype without −1: bool, unsigned, complex.
+
     Example:
         >>> binarize(jnp.array([-0.3, 0.0, 2.0]))
         Array([-1.,  1.,  1.], dtype=float32)
     """
     x = jnp.asarray(x)
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.signedinteger)):
+        raise TypeError(f"a sign needs a signed dtype, got {x.dtype}: cast to float32 before")
     return jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x))
+
+
+def _check_positive(**values: Any) -> None:
+    """Raises an error for numbers that are not above 0; None and arrays pass."""
+    for name, value in values.items():
+        if isinstance(value, Real):
+            if not float(value) > 0:
+                raise ValueError(f"{name} must be above 0, got {name}={value!r}")
+        elif value is not None and not hasattr(value, "dtype"):
+            raise TypeError(f"{name} must be a number, got {name}={value!r}")
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -129,7 +145,7 @@ def ste_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
         Courbariaux, Hubara, Soudry, El-Yaniv, Bengio. Binarized Neural Networks. 2016,
         arXiv:1602.02830, section 1.3.
     """
-    del clip
+    _check_positive(clip=clip)
     return binarize(x)
 
 
@@ -175,9 +191,9 @@ def approx_sign(x: ArrayLike) -> jax.Array:
 @approx_sign.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    distance = jnp.abs(x)
-    slope = jnp.maximum(2 * (1 - distance), 0)
-    return approx_sign(x), jnp.where(distance <= 1, slope * dx, jnp.zeros_like(dx))
+    passes = jnp.abs(x) <= 1
+    slope = jnp.where(passes, 2 * (1 - jnp.abs(x)), jnp.zeros_like(x))  # not NaN, if x is
+    return approx_sign(x), jnp.where(passes, slope * dx, jnp.zeros_like(dx))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -206,7 +222,7 @@ def swish_sign(x: ArrayLike, beta: float = 5.0) -> jax.Array:
         Darabi, Belbahri, Courbariaux, Nia. BNN+: Improved Binary Network Training. 2018,
         arXiv:1812.11800, section 3.
     """
-    del beta
+    _check_positive(beta=beta)
     return binarize(x)
 
 
@@ -215,7 +231,7 @@ def _(beta, primals, tangents):
     (x,), (dx,) = primals, tangents
     z = beta * x
     slope = beta * (2 - z * jnp.tanh(z / 2)) / (1 + jnp.cosh(z))
-    return swish_sign(x, beta), jnp.where(jnp.isinf(x), 0, slope) * dx
+    return swish_sign(x, beta), jnp.where(jnp.isinf(z), 0, slope) * dx
 
 
 def magnitude_aware_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
@@ -273,7 +289,9 @@ def ste_tern(x: ArrayLike, threshold: float | None = 0.05, clip: float | None = 
     References:
         Li, Zhang, Liu. Ternary Weight Networks. 2016, arXiv:1605.04711.
     """
-    del clip
+    _check_positive(clip=clip)
+    if isinstance(threshold, Real) and not float(threshold) >= 0:
+        raise ValueError(f"threshold must be ≥ 0, got {threshold=}")
     x = jnp.asarray(x)
     delta = 0.7 * jnp.mean(jnp.abs(x)) if threshold is None else threshold
     return (x >= delta).astype(x.dtype) - (x <= -delta).astype(x.dtype)
@@ -302,7 +320,7 @@ def ste_heaviside(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
         >>> ste_heaviside(jnp.array([-0.3, 0.0, 0.3]))
         Array([0., 0., 1.], dtype=float32)
     """
-    del clip
+    _check_positive(clip=clip)
     x = jnp.asarray(x)
     return (x > 0).astype(x.dtype)
 
@@ -327,7 +345,7 @@ def dorefa(
 
     Args:
         x: array of any shape, any floating dtype.
-        bits: number of bits, at least 1.
+        bits: number of bits, from 1 to the bits of the dtype's significand: 24 of float32.
         mode: "activations" or "weights".
 
     Returns:
@@ -344,17 +362,19 @@ def dorefa(
         Zhou, Wu, Ni, Zhou, Wen, Zou. DoReFa-Net: Training Low Bitwidth Convolutional Neural
         Networks with Low Bitwidth Gradients. 2016, arXiv:1606.06160, section 2.3.
     """
-    if bits < 1 or mode not in ("activations", "weights"):
-        raise ValueError(
-            f'bits must be at least 1 and mode "activations" or "weights", got {bits=}, {mode=}'
-        )
-    x, levels = jnp.asarray(x), 2**bits - 1
+    x = jnp.asarray(x)
+    most = jnp.finfo(x.dtype).nmant + 1 if jnp.issubdtype(x.dtype, jnp.floating) else 24
+    if not isinstance(bits, Integral) or not 1 <= bits <= most:
+        raise ValueError(f"bits must be an integer from 1 to {most} for {x.dtype}, got {bits=}")
+    if mode not in ("activations", "weights"):
+        raise ValueError(f'mode must be "activations" or "weights", got {mode=}')
+    levels = 2 ** int(bits) - 1
     if mode == "activations":
         return _round(_clip(x), levels)
     limited = jnp.tanh(x)
     largest = lax.stop_gradient(jnp.max(jnp.abs(limited), initial=0))
-    normed = jnp.where(largest > 0, limited / (2 * largest), 0)
-    return 2 * _round(normed + 0.5, levels) - 1
+    divisor = jnp.where(largest == 0, 1, 2 * largest)
+    return 2 * _round(limited / divisor + 0.5, levels) - 1
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

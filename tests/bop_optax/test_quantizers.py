@@ -122,10 +122,70 @@ def test_dorefa_of_zero_weights_is_larqs():
     np.testing.assert_allclose(dorefa(jnp.zeros(3), mode="weights"), 1 / 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"bits": 0}, {"mode": "inputs"}])
-def test_dorefa_rejects(options):
-    with pytest.raises(ValueError, match="bits must be at least 1 and mode"):
-        dorefa(jnp.zeros(3), **options)
+@pytest.mark.parametrize(
+    ("options", "dtype", "message"),
+    [
+        ({"bits": 0}, "float32", "bits must be an integer from 1 to 24 for float32, got bits=0"),
+        ({"bits": 32}, "float32", "bits must be an integer from 1 to 24 for float32, got bits=32"),
+        ({"bits": 16}, "float16", "bits must be an integer from 1 to 11 for float16, got bits=16"),
+        ({"bits": 1.5}, "float32", "bits must be an integer .*, got bits=1.5"),
+        ({"bits": nan}, "float32", "bits must be an integer .*, got bits=nan"),
+        ({"mode": "inputs"}, "float32", 'mode must be "activations" or "weights"'),
+    ],
+)
+def test_dorefa_rejects(options, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        dorefa(jnp.zeros(3, dtype), **options)
+
+
+def test_dorefa_takes_numbers_of_bits_of_any_integer_type():
+    x = jnp.linspace(0, 1, 9)
+    np.testing.assert_array_equal(dorefa(x, np.int8(8)), dorefa(x, 8))
+    assert len({*dorefa(jnp.linspace(0, 1, 1000), 8).tolist()}) == 256
+
+
+def test_dorefa_of_weights_that_are_zero_or_nan():
+    """Zeros have the gradient of tanh, divided by nothing; a NaN stays visible."""
+    zeros, tangents = jnp.zeros(3), jnp.ones(3)
+    f = partial(dorefa, mode="weights")
+    np.testing.assert_array_equal(jax.grad(lambda x: f(x).sum())(zeros), 2 * tangents)
+    np.testing.assert_array_equal(jax.jvp(f, (zeros,), (tangents,))[1], 2 * tangents)
+    assert jnp.isnan(f(jnp.array([0.1, -0.9, nan]))[2])
+
+
+@pytest.mark.parametrize("value", [0, -1.0, nan])
+@pytest.mark.parametrize(
+    ("quantizer", "name"),
+    [(ste_sign, "clip"), (ste_heaviside, "clip"), (ste_tern, "clip"), (swish_sign, "beta")],
+)
+def test_numbers_that_must_be_above_0(quantizer, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be above 0, got {name}={value}"):
+        quantizer(jnp.zeros(3), **{name: value})
+
+
+@pytest.mark.parametrize("value", ["1", 1j, [1.0]])
+def test_arguments_that_are_no_numbers(value):
+    with pytest.raises(TypeError, match="clip must be a number, got clip="):
+        ste_sign(jnp.zeros(3), value)
+    with pytest.raises(ValueError, match="threshold must be ≥ 0, got threshold=-1"):
+        ste_tern(jnp.zeros(3), -1)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "complex64"])
+@pytest.mark.parametrize("quantizer", [binarize, ste_sign, approx_sign, swish_sign])
+def test_dtypes_without_a_sign(quantizer, dtype):
+    with pytest.raises(TypeError, match=f"a sign needs a signed dtype, got {dtype}: cast to"):
+        quantizer(jnp.zeros(3, dtype))
+
+
+@pytest.mark.parametrize("x", [jnp.float16(14000), jnp.float32(3e38), jnp.float32(-3e38)])
+def test_swish_sign_of_large_numbers_has_the_gradient_0(x):
+    assert jax.grad(swish_sign)(x) == 0
+
+
+def test_approx_sign_of_nan_has_the_gradient_0():
+    x = jnp.float32(nan)
+    assert jax.grad(approx_sign)(x) == jax.jvp(approx_sign, (x,), (jnp.float32(1),))[1] == 0
 
 
 @pytest.mark.parametrize(
