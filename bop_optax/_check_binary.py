@@ -12,6 +12,7 @@ from bop_optax._labels import (
     binary_labels,
     has_binary_type,
     is_variable,
+    labelled,
     named_leaves,
 )
 
@@ -31,8 +32,9 @@ def check_binary(params: Any, labels: Any = None) -> None:
     Raises:
         ValueError: for a weight that is 0 or not finite, and for an array without one α for each
             output, which is its last axis (as in Flax) or its first (as in Equinox and PyTorch).
-            An array of one axis has one α. The message has the place of the array in the tree.
-        TypeError: for traced values, as inside `jax.jit`.
+            An array of one axis has one α. The message has the place of the array in the tree. Also
+            for labels that are no tree of `binary_labels(params)`.
+        TypeError: for traced values, as inside `jax.jit`, and for shapes.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,9 +50,9 @@ def check_binary(params: Any, labels: Any = None) -> None:
     """
     if labels is None:
         labels = binary_labels(params)
-    for name, leaf in _binary_leaves(params, labels):
+    for name, leaf in labelled(params, labels, "binary"):
         array = array_of(leaf)
-        if isinstance(array, Tracer):
+        if isinstance(array, Tracer | jax.ShapeDtypeStruct):
             raise TypeError("check_binary reads values: call it outside of jax.jit")
         if fault := _fault(np.asarray(array)):
             raise ValueError(
@@ -77,11 +79,6 @@ def check_weights(params: Any) -> None:
             )
 
 
-def _binary_leaves(params: Any, labels: Any) -> Iterator[tuple[str, Any]]:
-    flat = dict(named_leaves(labels))
-    return ((name, leaf) for name, leaf in named_leaves(params) if flat.get(name) == "binary")
-
-
 def _is_readable(array: Any) -> bool:
     """Whether the values of an array are known in this process."""
     is_traced = isinstance(array, Tracer)
@@ -92,7 +89,7 @@ def _fault(array: np.ndarray) -> str | None:
     """What makes an array other than −α or +α; None if nothing does."""
     if not array.size:
         return None
-    magnitude = np.abs(array.astype(np.float32))
+    magnitude = np.abs(array.astype(np.float64))
     if not np.isfinite(magnitude).all():
         return "has weights that are not finite"
     if not magnitude.all():

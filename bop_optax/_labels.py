@@ -63,6 +63,25 @@ def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = No
     return jax.tree.structure(params, is_leaf=_is_box).unflatten(labels)
 
 
+def labelled(tree: Any, labels: Any, *kinds: str) -> list[tuple[str, Any]]:
+    """The leaves with some labels, and their places in the tree.
+
+    Raises:
+        ValueError: for labels that are not those of the tree, and if none is "binary" or "latent".
+    """
+    leaves, flat = named_leaves(tree), dict(named_leaves(labels))
+    known = {"binary", "latent", "real"}
+    if flat.keys() != {name for name, _ in leaves} or not {*flat.values()} <= known:
+        shown = labels if callable(labels) or isinstance(labels, str) else flat
+        raise ValueError(
+            f"labels must be those of binary_labels(params), got {shown} for "
+            f"{', '.join(name for name, _ in leaves)}"
+        )
+    if leaves and {*flat.values()} <= {"real"}:
+        raise ValueError(f"no leaf has the label binary: all of {', '.join(flat)} are real")
+    return [(name, leaf) for name, leaf in leaves if flat[name] in kinds]
+
+
 def _label(name: str, leaf: Any, is_binary: Callable[[str, Any], bool] | None) -> str:
     if (is_binary or has_binary_type)(name, leaf):
         return "binary"

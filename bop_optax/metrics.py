@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bop_optax._labels import is_variable, named_leaves
+from bop_optax._labels import array_of, is_variable, labelled, named_leaves
 from bop_optax.quantizers import binarize
 
 
@@ -20,16 +20,16 @@ def flips(tree: Any, after: Any = None, *, labels: Any = None) -> jax.Array:
             weights before the step. A single array is a tree too: `jax.tree.map(flips, updates)`
             counts the flips of each leaf.
         after: the weights after the step, in the same tree. A flip is a change of `binarize(w)`.
-        labels: the tree of `binary_labels`; only leaves labelled "binary" or
-            "latent" count. None: all leaves
-            count.
+        labels: the tree of `binary_labels`; only leaves labelled "binary" or "latent" count.
+            None: all leaves count.
 
     Returns:
         The number of flips, int32 scalar.
 
     Raises:
         ValueError: if before and after are the same NNX variables, as `nnx.state(model)` returns
-            them twice. Copy them before the step: `jax.tree.map(jnp.copy, nnx.state(model))`.
+            them twice. Copy them before the step: `jax.tree.map(jnp.copy, nnx.state(model))`. Also
+            for weights whose shape changes, and for labels of another tree.
 
     Example:
         >>> flips({"w": jnp.array([0.0, -2.0, 2.0])})
@@ -92,10 +92,17 @@ def _changes(tree: Any, after: Any, labels: Any) -> list[jax.Array]:
         changes = jax.tree.map(lambda u: jnp.asarray(u) != 0, tree)
     else:
         _check_copied(tree, after)
-        changes = jax.tree.map(lambda w, v: binarize(w) != binarize(v), tree, after)
+        changes = jax.tree.map(_signs_differ, tree, after)
     if labels is not None:
-        changes = jax.tree.map(lambda k, c: None if k == "real" else c, labels, changes)
+        return [array_of(leaf) for _, leaf in labelled(changes, labels, "binary", "latent")]
     return jax.tree.leaves(changes)
+
+
+def _signs_differ(before: Any, after: Any) -> jax.Array:
+    if jnp.shape(before) != jnp.shape(after):
+        shapes = f"{jnp.shape(before)} and {jnp.shape(after)}"
+        raise ValueError(f"weights before and after must have one shape, got {shapes}")
+    return binarize(before) != binarize(after)
 
 
 def _check_copied(before: Any, after: Any) -> None:

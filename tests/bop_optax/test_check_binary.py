@@ -15,6 +15,8 @@ from bop_optax import (
     bop_layerwise,
     cema,
     check_binary,
+    flip_ratio,
+    flips,
     prob_bop,
     ste_sign,
 )
@@ -161,6 +163,36 @@ def test_traced_values_cannot_be_checked():
     labels = {"w": "binary"}
     with pytest.raises(TypeError, match=r"outside of jax\.jit"):
         jax.jit(lambda w: check_binary({"w": w}, labels))(jnp.ones(3))
+    with pytest.raises(TypeError, match=r"outside of jax\.jit"):
+        check_binary({"w": jax.ShapeDtypeStruct((3,), jnp.float32)}, labels)
+
+
+WRONG_LABELS = [
+    lambda path, leaf: True,
+    "binary",
+    {"kernel": "binary"},
+    {"w": True, "b": "real"},
+    {"w": "Binary", "b": "real"},
+    {"w": "binary"},
+    {"w": "binary", "b": "real", "c": "real"},
+]
+
+
+@pytest.mark.parametrize("labels", WRONG_LABELS)
+def test_labels_of_another_tree(labels):
+    params = {"w": jnp.array([[0.5, 1.0], [1.0, 1.0]]), "b": jnp.zeros(2)}
+    for function in (check_binary, flips, flip_ratio):
+        with pytest.raises(ValueError, match=r"labels must be those of binary_labels\(params\)"):
+            function(params, labels=labels)
+        with pytest.raises(ValueError, match="no leaf has the label binary: all of b, w are real"):
+            function(params, labels={"w": "real", "b": "real"})
+
+
+def test_float64_is_checked_as_such():
+    tiny = np.array([[1e-300, -1e-300], [1e-300, 1e-300]])
+    check_binary({"w": tiny}, {"w": "binary"})
+    with pytest.raises(ValueError, match="w is not −α"):
+        check_binary({"w": np.array([[1, 1], [1 + 1e-12, 1]])}, {"w": "binary"})
 
 
 def test_hyperparameters_can_be_injected_plainly():
