@@ -10,8 +10,8 @@ from jax.typing import ArrayLike, DTypeLike
 from bop_optax._flip import (
     cast,
     check_hyperparameters,
-    check_params,
     check_positive,
+    check_update,
     flip_update,
     increment,
     rounded,
@@ -115,7 +115,7 @@ def bold(
     def update(
         updates: optax.Updates, state: BoldState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, BoldState]:
-        check_params(params)
+        check_update(updates, params)
         rate = value_at(eta, state.count, ema_dtype)
         grads = cast(updates, ema_dtype)
         beta = jax.tree.structure(grads).unflatten(state.kept)

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bop_optax._flip import (
     cast,
     check_hyperparameters,
-    check_params,
+    check_update,
     flip_update,
     increment,
     key_words,
@@ -93,14 +93,14 @@ def bop(
         ema_dtype: floating dtype of :math:`m`, independent of the dtype of the weights. Below
             float32 the average stops moving at small `gamma`: 1 - 1e-4 is 1 in bfloat16. bfloat16
             with a `rounding_key` has no such limit. Give it as a string, such as "bfloat16", under
-            `optax.inject_hyperparams`, which calls anything else; `rounding_key` then needs
-            `static_args="rounding_key"`.
+            `optax.inject_hyperparams`, which calls anything else.
         rounding_key: a key, as from `jax.random.key`, or a seed. With ``ema_dtype=jnp.bfloat16``
             each new average is then computed in float32 and rounded to bfloat16 stochastically: up
             or down at random, so that its expected value is the float32 average. Small steps are
             no longer lost, and the state takes half the memory. The noise depends on the key, the
             step, the array and the position in it (under `jax.shard_map`, the position in the
-            device's own shard). None: rounds to nearest.
+            device's own shard). None: rounds to nearest. A seed from 2³¹ needs
+            `static_args="rounding_key"` under `optax.inject_hyperparams`.
         check_weights: True to refuse in `init` weights that are not −α or +α with one α for each
             output, such as a bias of zeros, where their values are known; see `check_binary`. A
             vector in an NNX variable that is no `BinaryParam` is refused, too, such as BatchNorm's
@@ -115,8 +115,10 @@ def bop(
         ValueError: if a number `gamma` is outside (0, 1], a number `threshold` is negative or NaN
             (values of schedules and arrays are not checked), either is an array that is not a
             scalar, `ema_dtype` is not floating, or `rounding_key` is given and `ema_dtype` is not
-            bfloat16; in `update`, if `params` is missing.
-        TypeError: in `init`, if a parameter is not real floating point.
+            bfloat16; in `init`, for weights that `check_weights` refuses; in `update`, if `params`
+            is missing, or a gradient has another shape than its weight.
+        TypeError: if `gamma` or `threshold` is no number and no schedule; in `init`, if a parameter
+            is not real floating point; in `update`, if a gradient is not.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -154,7 +156,7 @@ def bop(
     def update(
         updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, BopState]:
-        check_params(params)
+        check_update(updates, params)
         rate = value_at(gamma, state.count, dtype)
         tau = value_at(threshold, state.count, dtype)
         grads = cast(updates, dtype)

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bop_optax._flip import (
     cast,
     check_hyperparameters,
-    check_params,
+    check_update,
     flip_update,
     increment,
     rounded,
@@ -115,7 +115,7 @@ def bop_2nd_order(
         params: optax.Params | None = None,
         **_: object,
     ) -> tuple[optax.Updates, Bop2ndOrderState]:
-        check_params(params)
+        check_update(updates, params)
         rate = value_at(gamma, state.count, ema_dtype)
         rate_sq = value_at(sigma, state.count, ema_dtype)
         tau = value_at(threshold, state.count, ema_dtype)

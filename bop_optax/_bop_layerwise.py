@@ -9,7 +9,7 @@ from bop_optax._bop import BopState
 from bop_optax._flip import (
     cast,
     check_hyperparameters,
-    check_params,
+    check_update,
     flip_update,
     increment,
     rounded,
@@ -87,7 +87,7 @@ def bop_layerwise(
     def update(
         updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, BopState]:
-        check_params(params)
+        check_update(updates, params)
         rate = value_at(gamma, state.count, ema_dtype)
         tau = value_at(threshold, state.count, ema_dtype)
         grads = cast(updates, ema_dtype)

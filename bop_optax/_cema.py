@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bop_optax._flip import (
     cast,
     check_hyperparameters,
-    check_params,
+    check_update,
     flip_update,
     increment,
     rounded,
@@ -97,7 +97,7 @@ def cema(
     def update(
         updates: optax.Updates, state: CemaState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, CemaState]:
-        check_params(params)
+        check_update(updates, params)
         rate = value_at(gamma, state.count, ema_dtype)
         second_rate = value_at(alpha, state.count, ema_dtype)
         grads = cast(updates, ema_dtype)

@@ -103,7 +103,9 @@ def check_positive(**values: Any) -> None:
 
 def _check_scalars(**values: Any) -> None:
     for name, value in values.items():
-        shape = () if callable(value) else jnp.shape(value)
+        if not (callable(value) or isinstance(value, Real) or hasattr(value, "dtype")):
+            raise TypeError(f"{name} must be a number or a schedule, got {name}={value!r}")
+        shape = getattr(value, "shape", ())
         if shape != ():
             raise ValueError(
                 f"{name} must be a scalar, got shape {shape}; "
@@ -111,20 +113,34 @@ def _check_scalars(**values: Any) -> None:
             )
 
 
-def check_params(params: optax.Params | None) -> None:
-    """Raises ValueError if `update` was called without the parameters."""
+def check_update(grads: optax.Updates, params: optax.Params | None) -> None:
+    """Raises an error for `update` without parameters, or with gradients of other ones."""
     if params is None:
         raise ValueError(
             "a flip depends on the sign of its weight, but got params=None: "
             "call update(grads, state, params)"
+        )
+    jax.tree_util.tree_map_with_path(_check_gradient, grads, params)
+
+
+def _check_gradient(path: jax.tree_util.KeyPath, g: ArrayLike, w: ArrayLike) -> None:
+    if jnp.shape(g) != jnp.shape(w):
+        name = _name(path)
+        raise ValueError(f"{name} is {jnp.shape(w)} and its gradient {jnp.shape(g)}")
+    if not jnp.issubdtype(jnp.result_type(g), jnp.floating):
+        raise TypeError(
+            f"a gradient is real floating point, but that of {_name(path)} is {jnp.result_type(g)}"
         )
 
 
 def _check_parameter(path: jax.tree_util.KeyPath, w: ArrayLike) -> None:
     dtype = jnp.result_type(w)
     if not jnp.issubdtype(dtype, jnp.floating):
-        name = jax.tree_util.keystr(path, simple=True, separator="/") or "the parameter"
         raise TypeError(
-            f"bop flips real floating-point weights, but {name} is {dtype}: store ±1 as "
+            f"bop flips real floating-point weights, but {_name(path)} is {dtype}: store ±1 as "
             "float32 or bfloat16, or give this parameter another optimizer with optax.partition"
         )
+
+
+def _name(path: jax.tree_util.KeyPath) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "the parameter"

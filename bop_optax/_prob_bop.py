@@ -10,8 +10,8 @@ from jax.typing import ArrayLike, DTypeLike
 from bop_optax._flip import (
     cast,
     check_hyperparameters,
-    check_params,
     check_positive,
+    check_update,
     flip_update,
     increment,
     key_words,
@@ -90,8 +90,8 @@ def prob_bop(
             is.
         key: a key, as from `jax.random.key`, or a seed. The draws depend on the key, the step, the
             array and the position in it (under `jax.shard_map`, the position in the device's own
-            shard). None: the seed 0. Under `optax.inject_hyperparams` a key or seed needs
-            `static_args="key"`.
+            shard). None: the seed 0. A seed from 2³¹ needs `static_args="key"`
+            under `optax.inject_hyperparams`.
         ema_dtype: floating dtype of :math:`m`, as in `bop`.
         check_weights: as in `bop`.
 
@@ -130,7 +130,7 @@ def prob_bop(
     def update(
         updates: optax.Updates, state: ProbBopState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, ProbBopState]:
-        check_params(params)
+        check_update(updates, params)
         rate = value_at(gamma, state.count, ema_dtype)
         tau = value_at(threshold, state.count, ema_dtype)
         e = value_at(epoch, state.count, ema_dtype)

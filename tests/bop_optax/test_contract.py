@@ -5,6 +5,7 @@ all that flip binary weights. The contract inside JAX's and Optax's wrappers is 
 `test_contract_wrapped`.
 """
 
+import re
 from functools import cache
 
 import chex
@@ -303,3 +304,27 @@ def test_update_needs_params(name):
     state = new(name).init(jnp.ones(2))
     with pytest.raises(ValueError, match=r"params=None: call update\(grads, state, params\)"):
         new(name).update(jnp.ones(2), state)
+
+
+@pytest.mark.parametrize("name", FLIPPING)
+def test_gradients_fit_their_weights(name):
+    """A gradient of another shape would broadcast, and change the shape of the weight."""
+    params = {"a": {"w": jnp.ones((2, 1))}}
+    optimizer = new(name)
+    state = optimizer.init(params)
+    for shape in ((1, 2), (2,), (), (2, 2)):
+        message = rf"a/w is \(2, 1\) and its gradient {re.escape(str(shape))}"
+        with pytest.raises(ValueError, match=message):
+            optimizer.update({"a": {"w": jnp.ones(shape)}}, state, params)
+    for dtype in ("int32", "complex64", "bool"):
+        message = f"a gradient is real floating point, but that of a/w is {dtype}"
+        with pytest.raises(TypeError, match=message):
+            optimizer.update({"a": {"w": jnp.ones((2, 1), dtype)}}, state, params)
+
+
+@pytest.mark.parametrize("value", ["1", None, 1j, [0.5], {}])
+@pytest.mark.parametrize("name", FLIPPING)
+def test_hyperparameters_are_numbers_or_schedules(name, value):
+    for key in HYPERPARAMETERS[name]:
+        with pytest.raises(TypeError, match=f"{key} must be a number or a schedule, got {key}="):
+            new(name, **{key: value})
