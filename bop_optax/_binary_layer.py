@@ -89,6 +89,8 @@ class BinaryLayer(nnx.Module):
         self.kernel_shape = tuple(kernel_shape)
         if min(self.kernel_shape) < 1:
             raise ValueError(f"features and window must be at least 1, got {self.kernel_shape}")
+        if not isinstance(kernel_metadata, Mapping):
+            raise TypeError(f"kernel_metadata must be a dictionary, got {kernel_metadata!r}")
         latent = kernel_quantizer is not None
         kernel_init = kernel_init or (glorot_uniform if latent else rademacher)
         kernel = kernel_init(rngs.params(), self.kernel_shape, param_dtype)
@@ -158,6 +160,8 @@ class BinaryLayer(nnx.Module):
                 f"{type(self).__name__} takes (..., {'spatial, ' * rank}{in_features}), "
                 f"got an input of shape {x.shape}"
             )
+        if 0 in x.shape[x.ndim - rank - 1 :]:
+            raise ValueError(f"{type(self).__name__} got an image without pixels, {x.shape}")
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         packed = isinstance(self.kernel, PackedParam)
@@ -192,7 +196,8 @@ def with_binary_kernels(model: Model) -> Model:
             is, see `bop_optax.quantizers.is_scaled_sign`.
 
     Returns:
-        A copy. Its kernels keep the metadata of their variables, such as the sharding.
+        A copy. Its kernels keep the metadata of their variables, such as the sharding. Layers that
+        share a kernel share the new one.
 
     Raises:
         ValueError: for a kernel whose values are not ±α with one α for each output.
@@ -204,12 +209,15 @@ def with_binary_kernels(model: Model) -> Model:
         >>> binary_labels(nnx.state(with_binary_kernels(latent), nnx.Param))["kernel"]
         'binary'
     """
-    model = nnx.clone(model)
+    model, kernels = nnx.clone(model), {}
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, BinaryLayer) and layer.has_binary_kernel():
-            metadata = layer.kernel.get_metadata()
-            kernel: Any = BinaryParam.from_metadata(layer.binary_kernel(), metadata)
-            layer.kernel, layer.kernel_quantizer = kernel, None
+            key = (id(layer.kernel), layer.kernel_quantizer)  # of layers that share a kernel
+            if key not in kernels:
+                metadata = layer.kernel.get_metadata()
+                binary = BinaryParam.from_metadata(layer.binary_kernel(), metadata)
+                kernels[key] = layer.kernel, binary  # the first lives on, and with it its id
+            layer.kernel, layer.kernel_quantizer = kernels[key][1], None
             if hasattr(layer, "kernel_scale"):
                 del layer.kernel_scale
     return model

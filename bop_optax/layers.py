@@ -4,6 +4,7 @@ With a `kernel_quantizer` the same layers hold latent weights: the baseline (Alg
 `import bop_optax` does not import this module, which needs Flax.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -145,8 +146,10 @@ class BinaryConv(BinaryLayer):
         rngs: see `BinaryLinear`.
 
     Raises:
-        ValueError: if `feature_group_count` does not divide the channels, or `padding` has another
-            form; in the call, if the input has too few dimensions or other channels.
+        TypeError: as `BinaryLinear`, and for numbers that are not integers.
+        ValueError: if `feature_group_count` does not divide the channels, a size is below 1, or
+            `padding` has another form; in the call, if the input has too few dimensions, other
+            channels, or a size of 0.
 
     Example:
         >>> from bop_optax import ste_sign
@@ -184,12 +187,15 @@ class BinaryConv(BinaryLayer):
         kernel_constraint: None = None,
         rngs: nnx.Rngs,
     ):
-        window = _window(kernel_size)
-        if in_features % feature_group_count or out_features % feature_group_count:
+        window = _per_dimension("kernel_size", kernel_size)
+        groups = feature_group_count
+        if groups < 1 or in_features % groups or out_features % groups:
             raise ValueError(
                 f"feature_group_count must divide in_features and out_features, got "
                 f"{feature_group_count=}, {in_features=}, {out_features=}"
             )
+        if not isinstance(padding_value, int | float | np.number):
+            raise TypeError(f"padding_value must be a number, got {padding_value=}")
         super().__init__(
             (*window, in_features // feature_group_count, out_features),
             input_quantizer=input_quantizer,
@@ -282,7 +288,7 @@ class BinaryConvTranspose(BinaryLayer):
         kernel_constraint: None = None,
         rngs: nnx.Rngs,
     ):
-        window = _window(kernel_size)
+        window = _per_dimension("kernel_size", kernel_size)
         super().__init__(
             (*window, in_features, out_features),
             input_quantizer=input_quantizer,
@@ -314,30 +320,33 @@ class BinaryConvTranspose(BinaryLayer):
         return self._apply(inputs, self.in_features, multiply)
 
 
-def _window(kernel_size: int | Sequence[int]) -> tuple[int, ...]:
-    """The sizes of the window; an integer is a window of one dimension."""
-    integer = isinstance(kernel_size, int | np.integer)
-    return (int(kernel_size),) if integer else tuple(kernel_size)
-
-
-def _per_dimension(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    """One integer for each of `rank` dimensions."""
-    values = (int(value),) * rank if isinstance(value, int | np.integer) else tuple(value)
-    if len(values) != rank:
+def _per_dimension(
+    name: str, value: int | Sequence[int], rank: int | None = None
+) -> tuple[int, ...]:
+    """One integer ≥ 1 for each of `rank` dimensions; None: as many as `value` has."""
+    values = (value,) * (rank or 1) if isinstance(value, int | np.integer) else value
+    if not isinstance(values, Sequence) or not all(isinstance(v, int | np.integer) for v in values):
+        raise TypeError(f"{name} must be an integer or a sequence of integers, got {value}")
+    if min(values, default=0) < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    if len(values) != (rank or len(values)):
         raise ValueError(f"{name} must be one integer or {rank} of them, got {value}")
-    return values
+    return tuple(map(int, values))
 
 
 def _padding(padding: Padding, rank: int) -> str | tuple[tuple[int, int], ...]:
     """The padding as "SAME", "VALID", or a (low, high) pair for each of `rank` dimensions."""
     if isinstance(padding, str) and padding.upper() in ("SAME", "VALID"):
         return padding.upper()
-    if isinstance(padding, int | np.integer):
-        padding = [int(padding)] * rank
-    pairs = [(p, p) if isinstance(p, int | np.integer) else tuple(p) for p in padding]
-    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
-            f'padding must be "SAME", "VALID", an integer, or an integer or a (low, high) pair '
-            f"for each of {rank} spatial dimensions, got {padding!r}"
-        )
-    return tuple((int(low), int(high)) for low, high in pairs)
+    given = [padding] * rank if isinstance(padding, int | np.integer) else padding
+    try:
+        pairs: list[Any] = [(p, p) if isinstance(p, int | np.integer) else tuple(p) for p in given]
+        low_high = tuple((operator.index(low), operator.index(high)) for low, high in pairs)
+        if len(pairs) == rank:
+            return low_high
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f'padding must be "SAME", "VALID", an integer, or an integer or a (low, high) pair '
+        f"for each of {rank} spatial dimensions, got {padding!r}"
+    )

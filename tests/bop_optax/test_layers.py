@@ -227,6 +227,14 @@ def test_wrong_input(kind, shape, message):
     [
         ({"strides": (1,)}, r"strides must be one integer or 2 of them, got \(1,\)"),
         ({"kernel_dilation": (1, 1, 1)}, r"kernel_dilation must be one integer or 2.*\(1, 1, 1\)"),
+        ({"strides": 0}, "strides must be at least 1, got 0"),
+        ({"strides": (2, -1)}, r"strides must be at least 1, got \(2, -1\)"),
+        ({"kernel_dilation": 0}, "kernel_dilation must be at least 1, got 0"),
+        ({"feature_group_count": 0}, r"must divide .*feature_group_count=0, in_features=4"),
+        ({"feature_group_count": -2}, r"must divide .*feature_group_count=-2, in_features=4"),
+        ({"padding": None}, "padding must be .*got None"),
+        ({"padding": 1.5}, "padding must be .*got 1.5"),
+        ({"padding": ((1, 0.5), 1)}, "padding must be .*got"),
         ({"feature_group_count": 3}, r"must divide .*feature_group_count=3, in_features=4"),
         ({"padding": "CIRCULAR"}, r"padding must be .* 2 spatial dimensions, got 'CIRCULAR'"),
         ({"padding": ((1, 1),)}, r"padding must be .*got \(\(1, 1\),\)"),
@@ -237,6 +245,35 @@ def test_wrong_input(kind, shape, message):
 def test_wrong_options(options, message):
     with pytest.raises(ValueError, match=message):
         new_layer("conv", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strides": None}, "strides must be an integer or a sequence of integers, got None"),
+        ({"strides": 1.0}, "strides must be an integer or a sequence of integers, got 1.0"),
+        ({"strides": "2"}, "strides must be an integer or a sequence of integers, got 2"),
+        ({"padding_value": None}, "padding_value must be a number, got padding_value=None"),
+        ({"kernel_metadata": None}, "kernel_metadata must be a dictionary, got None"),
+    ],
+)
+def test_options_of_a_wrong_type(options, message):
+    with pytest.raises(TypeError, match=message):
+        new_layer("conv", **options)
+
+
+@pytest.mark.parametrize("size", [3.0, (3, 3.0), None])
+@pytest.mark.parametrize("cls", [BinaryConv, BinaryConvTranspose])
+def test_windows_of_a_wrong_type(cls, size):
+    with pytest.raises(TypeError, match="kernel_size must be an integer or a sequence of integers"):
+        cls(3, 4, size, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 8, 4), (2, 8, 0, 4)])
+@pytest.mark.parametrize("cls", [BinaryConv, BinaryConvTranspose])
+def test_images_without_pixels(cls, shape):
+    with pytest.raises(ValueError, match="got an image without pixels"):
+        cls(4, 3, (3, 3), rngs=nnx.Rngs(0))(jnp.ones(shape))
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
@@ -274,9 +311,16 @@ def test_kernel_metadata_shards_the_kernel(quantizer):
     np.testing.assert_array_equal(outputs, whole(x))
 
 
-@pytest.mark.parametrize("sizes", [(0, 2, (3, 3)), (4, 0, (3, 3)), (4, 2, (3, 0))])
-def test_empty_kernels_are_refused(sizes):
-    with pytest.raises(ValueError, match="features and window must be at least 1, got"):
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [
+        ((0, 2, (3, 3)), "features and window"),
+        ((4, 0, (3, 3)), "features and window"),
+        ((4, 2, (3, 0)), "kernel_size"),
+    ],
+)
+def test_empty_kernels_are_refused(sizes, name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got"):
         BinaryConv(*sizes, rngs=nnx.Rngs(0))
 
 

@@ -79,6 +79,21 @@ def test_binary_kernels_keep_scales_and_metadata():
     assert isinstance(with_binary_kernels(tanh).kernel, LatentParam)
 
 
+@pytest.mark.parametrize("quantizer", [None, ste_sign])
+def test_layers_that_share_a_kernel_share_its_binary_one(quantizer):
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.a, self.b, self.c = (
+                BinaryLinear(4, 4, kernel_quantizer=quantizer, rngs=nnx.Rngs(i)) for i in range(3)
+            )
+            self.b.kernel = self.a.kernel
+
+    binary = with_binary_kernels(Tied())
+    assert binary.a.kernel is binary.b.kernel
+    assert binary.a.kernel is not binary.c.kernel
+    assert len(jax.tree.leaves(nnx.state(binary, nnx.Param))) == 2
+
+
 def test_memory_of_a_packed_kernel():
     layer = BinaryConv(64, 32, (3, 3), rngs=nnx.Rngs(0))
     packed = pack(layer)
