@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.9), which the authors' code uses.
@@ -73,6 +74,7 @@ class BinaryAlexNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        *_, channels = check_sizes(image_shape, num_classes)
         rows, columns = last_map(image_shape)
         options = {
             "kernel_quantizer": kernel_quantizer,
@@ -82,7 +84,7 @@ class BinaryAlexNet(nnx.Module):
         conv = partial(BinaryConv, dtype=dtype, rngs=rngs, **options)
         dense = partial(BinaryLinear, input_quantizer=ste_sign, dtype=dtype, rngs=rngs, **options)
         norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
-        first = conv(image_shape[-1], width, (11, 11), strides=4)
+        first = conv(channels, width, (11, 11), strides=4)
         convs, denses, norms = [first], [], [norm(width)]
         features = width
         for out, side in ((3 * width, 5), (6 * width, 3), (6 * width, 3), (4 * width, 3)):

@@ -27,6 +27,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.pooling import max_pool
 
 sign = partial(ste_sign, clip=1.3)
@@ -84,14 +85,9 @@ class BinaryDenseNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        height, breadth, channels = image_shape
         halvings = sum(dilation == 1 for *_, dilation in sections[1:])
-        side = 2**halvings if small_images else 4 * 2**halvings - 3
-        if min(height, breadth) < side:
-            raise ValueError(
-                f"images must be {side}×{side} or larger with {small_images=}, "
-                f"got {height}×{breadth}"
-            )
+        least = 2**halvings if small_images else 4 * 2**halvings - 3
+        _, _, channels = check_sizes(image_shape, num_classes, least, small_images=small_images)
         dense = partial(
             BinaryConv,
             kernel_size=(3, 3),

@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.birealnet import mean_pool
 from bop_optax.models.pooling import max_pool
 
@@ -79,12 +80,8 @@ class BinaryResNetE18(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        height, breadth, channels = image_shape
-        if min(height, breadth) < (8 if small_images else 32):
-            raise ValueError(
-                f"images must be 32×32 or larger, 8×8 with small_images=True, got "
-                f"{height}×{breadth} and {small_images=}"
-            )
+        least = 8 if small_images else 32
+        _, _, channels = check_sizes(image_shape, num_classes, least, small_images=small_images)
         block = partial(
             BinaryConv,
             kernel_size=(3, 3),

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(scale=False), which the authors' code uses.
@@ -70,7 +71,7 @@ class BinaryNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        height, breadth, features = image_shape
+        height, breadth, features = check_sizes(image_shape, num_classes)
         lost = 2 if first_padding == "VALID" else 0
         rows, columns = ((side - lost) // 2**stages for side in (height, breadth))
         if rows < 1 or columns < 1:

@@ -30,6 +30,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import approx_sign, magnitude_aware_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution, glorot_uniform
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.8) and the real convolutions of the authors' code.
@@ -86,12 +87,8 @@ class BiRealNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        height, breadth, channels = image_shape
-        if min(height, breadth) < (8 if small_images else 32):
-            raise ValueError(
-                f"images must be 32×32 or larger, 8×8 with small_images=True, got "
-                f"{height}×{breadth} and {small_images=}"
-            )
+        least = 8 if small_images else 32
+        _, _, channels = check_sizes(image_shape, num_classes, least, small_images=small_images)
         block = partial(
             BiRealBlock,
             kernel_quantizer=kernel_quantizer,

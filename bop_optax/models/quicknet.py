@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution, glorot_uniform
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.pooling import max_pool
 
 sign = partial(ste_sign, clip=1.25)
@@ -81,11 +82,9 @@ class QuickNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        height, breadth, channels = image_shape
+        least = 4 * 2 ** (len(sections) - 1) - 3
+        _, _, channels = check_sizes(image_shape, num_classes, least)
         features = sections[0][1]
-        side = 4 * 2 ** (len(sections) - 1) - 3
-        if min(height, breadth) < side:
-            raise ValueError(f"images must be {side}×{side} or larger, got {height}×{breadth}")
         if features % 4:
             raise ValueError(f"the first section needs a multiple of 4 channels, got {features}")
         block = partial(

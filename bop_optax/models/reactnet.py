@@ -36,6 +36,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import approx_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.birealnet import mean_pool
 from bop_optax.models.real_to_binary import PReLU
 
@@ -84,9 +85,7 @@ class ReActNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        height, breadth, channels = image_shape
-        if min(height, breadth) < 32:
-            raise ValueError(f"images must be 32×32 or larger, got {height}×{breadth}")
+        _, _, channels = check_sizes(image_shape, num_classes, 32)
         self.stem = nnx.Conv(
             channels,
             width,

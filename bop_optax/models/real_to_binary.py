@@ -29,6 +29,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, glorot_uniform
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.birealnet import RealConv, mean_pool
 from bop_optax.models.pooling import max_pool
 
@@ -78,9 +79,7 @@ class RealToBinaryNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
-        height, breadth, channels = image_shape
-        if min(height, breadth) < 32:
-            raise ValueError(f"images must be 32×32 or larger, got {height}×{breadth}")
+        _, _, channels = check_sizes(image_shape, num_classes, 32)
         block = partial(
             RealToBinaryBlock,
             kernel_quantizer=kernel_quantizer,

@@ -37,6 +37,7 @@ from bop_optax.layers import (
     convolution,
     glorot_uniform,
 )
+from bop_optax.models._sizes import check_sizes
 from bop_optax.models.binary_alexnet import last_map
 from bop_optax.models.pooling import max_pool
 
@@ -87,6 +88,7 @@ class XNORNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        *_, channels = check_sizes(image_shape, num_classes)
         rows, columns = last_map(image_shape)
         options = {
             "kernel_quantizer": kernel_quantizer,
@@ -98,7 +100,7 @@ class XNORNet(nnx.Module):
         norm = partial(BatchNorm, dtype=dtype, rngs=rngs)
         features = 3 * width
         self.stem = nnx.Conv(
-            image_shape[-1],
+            channels,
             features,
             (11, 11),
             strides=4,
