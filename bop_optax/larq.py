@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bop_optax._binary_layer import BinaryLayer, BinaryParam, LatentParam
+from bop_optax._binary_layer import BinaryLayer, BinaryParam, LatentParam, PackedParam
 
 _Model = TypeVar("_Model", bound=nnx.Module)
 ATTRIBUTES = {  # of a layer, by the names of Keras
@@ -45,8 +46,9 @@ def from_larq(model: _Model, path: Path | str) -> _Model:
 
     Raises:
         TypeError: for a network that the Zoo does not have.
-        ValueError: if a layer or a shape of the file is not the network's, and for latent weights
-            with another quantizer than that of the Zoo. The network is not changed then.
+        ValueError: if a layer or a shape of the file is not the network's, for weights that are not
+            finite, for another kind of HDF5 file, for a packed network, and for latent weights with
+            another quantizer than that of the Zoo. The network is not changed then.
         OSError: for a file that cannot be read.
 
     Example:
@@ -59,8 +61,17 @@ def from_larq(model: _Model, path: Path | str) -> _Model:
     """
     if not hasattr(model, "larq_layers"):
         raise TypeError(f"Larq Zoo has no {type(model).__name__}")
+    if jax.tree.leaves(nnx.state(model, PackedParam)):
+        raise ValueError("the network is packed: read the weights first, then pack it")
     layers: list[Any] = list(model.larq_layers())  # pyright: ignore[reportAttributeAccessIssue]
-    groups = [group for group in _read(Path(path)) if group[1]]
+    try:
+        groups = [group for group in _read(Path(path)) if group[1]]
+    except KeyError as error:
+        raise ValueError(
+            f"{path} is no file of Keras 2's save_weights in HDF5, as the Zoo's are ({error})"
+        ) from error
+    except OSError as error:
+        raise OSError(error.errno, f"{path} cannot be read ({error})") from error
     if len(groups) != len(layers):
         raise ValueError(f"{path} has {len(groups)} layers with weights, not {len(layers)}")
     quantizer = type(model).larq_quantizer  # pyright: ignore[reportAttributeAccessIssue]
@@ -113,6 +124,8 @@ def _values(
     for key, variable in own.items():
         if variable.shape != found[key].shape:
             raise ValueError(f"{name} has a {key} of {found[key].shape}, not {variable.shape}")
+        if not np.isfinite(found[key]).all():
+            raise ValueError(f"{name} has a {key} that is not finite")
         value = jnp.asarray(found[key], variable.dtype)
         if isinstance(variable, BinaryParam):
             value = quantizer(value)

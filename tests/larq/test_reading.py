@@ -7,7 +7,9 @@ from flax import nnx
 
 from bop_optax import ste_sign
 from bop_optax.larq import from_larq
+from bop_optax.layers import BinaryLinear
 from bop_optax.models.real_to_binary import PReLU
+from bop_optax.packing import pack
 
 
 class Grouped(nnx.Module):
@@ -53,3 +55,48 @@ def test_a_group_of_another_shape(tmp_path):
     write(tmp_path / "weights.h5", layers)
     with pytest.raises(ValueError, match=r"a has a kernel of \(3, 3, 2, 5\), not \(3, 3, 2, 6\)"):
         from_larq(Grouped(), tmp_path / "weights.h5")
+
+
+@pytest.mark.parametrize("content", [b"", b"weights", None])
+def test_files_that_cannot_be_read(tmp_path, content):
+    if content is not None:
+        (tmp_path / "weights.h5").write_bytes(content)
+    with pytest.raises(OSError, match=r"weights\.h5 cannot be read"):
+        from_larq(Grouped(), tmp_path / "weights.h5")
+
+
+def test_hdf5_files_of_another_kind(tmp_path):
+    path = tmp_path / "keras3.weights.h5"
+    with h5py.File(path, "w") as file:
+        file.create_group("layers/conv2d/vars")["0"] = np.ones(3)
+    with pytest.raises(ValueError, match=r"keras3.weights.h5 is no file of Keras 2's save_weights"):
+        from_larq(Grouped(), path)
+    with h5py.File(path, "a") as file:
+        file.attrs["layer_names"] = ["absent"]
+    with pytest.raises(ValueError, match=r"keras3.weights.h5 is no file of Keras 2's save_weights"):
+        from_larq(Grouped(), path)
+
+
+class Dense(nnx.Module):
+    larq_quantizer = staticmethod(ste_sign)
+
+    def __init__(self):
+        self.dense = BinaryLinear(2, 2, rngs=nnx.Rngs(0))
+
+    def larq_layers(self):
+        return (self.dense,)
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    model, path = Dense(), tmp_path / "weights.h5"
+    before = model.dense.kernel[...]
+    write(path, {"a": ("kernel", np.array([[0.5, np.nan], [1, -1]]))})
+    with pytest.raises(ValueError, match="a has a kernel that is not finite"):
+        from_larq(model, path)
+    np.testing.assert_array_equal(model.dense.kernel[...], before)
+
+
+def test_packed_networks_are_not_read_into(tmp_path):
+    write(tmp_path / "weights.h5", {"a": ("kernel", np.ones((2, 2)))})
+    with pytest.raises(ValueError, match="the network is packed: read the weights first"):
+        from_larq(pack(Dense()), tmp_path / "weights.h5")
