@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -158,10 +159,15 @@ def summary(model: nnx.Module, *inputs: Any) -> Summary:
         model: an NNX module; latent, binary, packed or folded; also of shapes alone, as
             `nnx.eval_shape` makes it. A forward pass must not depend on the type of its modules.
         inputs: arguments of its call, each an array, a `jax.ShapeDtypeStruct`, or the shape of a
-            float32 array. The batch is part of a shape; 1 gives the MACs of one image.
+            float32 array, a tuple or list of integers. The batch is part of a shape; 1 gives the
+            MACs of one image.
 
     Returns:
         A row for each layer that has parameters or multiplies, and the totals. `print` shows them.
+
+    Raises:
+        TypeError: for a model that is no NNX module.
+        ValueError: for a negative size.
 
     Warns:
         UserWarning: if a `jax.lax.cond`, a `while_loop`, or the like multiplies: how often is
@@ -191,6 +197,8 @@ def summary(model: nnx.Module, *inputs: Any) -> Summary:
         Geiger and Plumerai Team. Larq: An Open-Source Library for Training Binarized Neural
         Networks. Journal of Open Source Software 2020, doi:10.21105/joss.01746.
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"summary takes an NNX module, got {type(model).__name__}")
     graphdef, state = nnx.split(model)
     model = nnx.merge(graphdef, jax.eval_shape(lambda state: state, state))
     model.eval()
@@ -212,8 +220,10 @@ def summary(model: nnx.Module, *inputs: Any) -> Summary:
 
 def _abstract(x: Any) -> Any:
     """A shape as that of a float32 array."""
-    if isinstance(x, tuple) and all(isinstance(size, int) for size in x):
-        return jax.ShapeDtypeStruct(x, jnp.float32)
+    if isinstance(x, tuple | list) and all(isinstance(size, Integral) for size in x):
+        if min(x, default=0) < 0:
+            raise ValueError(f"a shape has no negative size, got {x}: give the batch as 1")
+        return jax.ShapeDtypeStruct(tuple(map(int, x)), jnp.float32)
     return x
 
 

@@ -511,3 +511,16 @@ def test_numbers_of_macs(number, expected):
 def test_sizes():
     assert str(Totals({1: 2**23}, {})).startswith("1.00 MiB (32.00 MiB in float32)")
     assert str(Totals({1: 2**23 - 8}, {})).startswith("1024.00 KiB (32.00 MiB in float32)")
+
+
+@pytest.mark.parametrize("shape", [[1, 3], (np.int64(1), np.int64(3))])
+def test_shapes_of_other_types(shape):
+    model = BinaryLinear(3, 2, rngs=nnx.Rngs(0))
+    assert summary(model, shape) == summary(model, (1, 3))
+
+
+def test_wrong_models_and_shapes():
+    with pytest.raises(ValueError, match=r"no negative size, got \(-1, 3\): give the batch as 1"):
+        summary(BinaryLinear(3, 2, rngs=nnx.Rngs(0)), (-1, 3))
+    with pytest.raises(TypeError, match="summary takes an NNX module, got NoneType"):
+        summary(None, (1, 3))  # pyright: ignore[reportArgumentType]
