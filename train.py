@@ -89,7 +89,7 @@ def run(
     count, prepare = compiled(make_count_correct(network)), compiled(network.eval_state)
     key = jax.random.key(experiment.seed)
     with Run(experiment, config, preset, data) as folder:
-        print(header(preset, network, data.image_shape, folder.folder), flush=True)
+        print(header(preset, network, folder.folder), flush=True)
         draw = jax.jit(partial(first_state, network, optimizer))
         state = train(
             experiment,
@@ -139,7 +139,7 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
     `key` draws the augmentation. `initial` holds first values of hyperparameters, as in
     {"gamma": 1e-3}, that replace those of the configuration: a sweep vmaps over both.
     """
-    losses = make_losses(experiment)
+    losses = make_losses(experiment, network)
 
     def train_step(
         state: TrainState, batch: Batch, key: jax.Array, initial: dict[str, Any]

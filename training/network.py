@@ -41,6 +41,8 @@ class Network(NamedTuple):
         eval_graph: the model in evaluation mode, packed where that is faster.
         eval_state: training state → the state of the model that belongs to `eval_graph`.
         labels: "binary" or "real" for each parameter, as from `binary_labels`.
+        image_shape: (height, width, channels) of an image.
+        num_classes: number of classes.
         scale: uint8 images → the float32 images that the model takes.
     """
 
@@ -50,6 +52,8 @@ class Network(NamedTuple):
     eval_graph: nnx.GraphDef
     eval_state: Callable[[TrainState], nnx.State]
     labels: Any
+    image_shape: tuple[int, int, int]
+    num_classes: int
     scale: Callable[[jax.Array], jax.Array]
 
 
@@ -78,8 +82,9 @@ def make_network(experiment: Experiment, data: Any, packed: bool | None = None) 
     model.train()
     train_graph, params, batch_stats = nnx.split(model, nnx.Param, ...)
     labels = binary_labels(params, lambda _, v: isinstance(v, BinaryParam | LatentParam))
-    shapes, scaled = (params, batch_stats), partial(scale, mean=data.mean, std=data.std)
-    return Network(draw, shapes, train_graph, eval_graph, eval_state, labels, scaled)
+    shapes, images = (params, batch_stats), (data.image_shape, data.num_classes)
+    scaled = partial(scale, mean=data.mean, std=data.std)
+    return Network(draw, shapes, train_graph, eval_graph, eval_state, labels, *images, scaled)
 
 
 def layer_options(optimizer: Any, dtype: str, backward: Any = "float32") -> dict[str, Any]:
@@ -182,10 +187,10 @@ def count_parameters(network: Network) -> tuple[int, int]:
     return binary, sum(x.size for x in jax.tree.leaves(params)) - binary
 
 
-def totals(network: Network, image_shape: tuple[int, ...]) -> Totals:
+def totals(network: Network) -> Totals:
     """Size of the network, and multiply-accumulates of one image."""
     model = nnx.merge(network.train_graph, *network.shapes)
-    return summary(model, (1, *image_shape)).totals
+    return summary(model, (1, *network.image_shape)).totals
 
 
 def device_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:

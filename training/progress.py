@@ -13,13 +13,13 @@ from tqdm import tqdm
 from training.network import Network, count_parameters, totals
 
 
-def header(preset: str, network: Network, image_shape: tuple[int, ...], folder: Path) -> str:
+def header(preset: str, network: Network, folder: Path) -> str:
     """The first lines of a run: preset, parameters, devices, folder; size, MACs of an image."""
     binary, real = count_parameters(network)
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     first = f"{preset}: {binary:,} binary + {real:,} real, {devices}, {here}"
-    return f"{first}\n{totals(network, image_shape)}"
+    return f"{first}\n{totals(network)}"
 
 
 class FirstCall:

@@ -9,15 +9,16 @@ import pytest
 
 import train
 from experiments.presets import PRESETS
-from tests.networks import shape_of
 from training.config import RunConfig
 from training.data import memory
 from training.loss import make_losses
+from training.network import make_network
 from training.trained import load_run
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
 DIGITS = PRESETS["digits-bop"][1]
 TINY = replace(DIGITS, model=replace(DIGITS.model, width=8, units=32), batch_size=96, epochs=2)
+NETWORK = make_network(TINY, memory.digits())
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,10 @@ def test_losses_in_numpy(teacher):
     logits, labels = np.random.default_rng(0).normal(size=(5, 10)), np.arange(5)
     given = images, jnp.float32(logits), labels
     expected = -log_softmax(logits)[np.arange(5), labels]
-    np.testing.assert_allclose(make_losses(TINY)(*given), expected, rtol=1e-5)
+    np.testing.assert_allclose(make_losses(TINY, NETWORK)(*given), expected, rtol=1e-5)
     probabilities = np.float64(load_run(teacher).probabilities(images))
     expected = -np.sum(probabilities * log_softmax(logits), -1)
-    losses = jax.jit(make_losses(replace(TINY, teacher=teacher)))(*given)
+    losses = jax.jit(make_losses(replace(TINY, teacher=teacher), NETWORK))(*given)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
@@ -58,10 +59,19 @@ def test_a_run_learns_from_the_teacher_alone(teacher, tmp_path, monkeypatch):
 
 def test_teachers_that_do_not_fit(teacher, tmp_path):
     with pytest.raises(ValueError, match="holds no finished run"):
-        make_losses(replace(TINY, teacher=tmp_path))
-    losses = make_losses(replace(TINY, teacher=teacher))
-    labels = shape_of(2, dtype=jnp.int32)
-    with pytest.raises(ValueError, match=r"--teacher must take images of \(8, 9, 1\)"):
-        jax.eval_shape(losses, shape_of(2, 8, 9, 1, dtype=jnp.uint8), shape_of(2, 10), labels)
+        make_losses(replace(TINY, teacher=tmp_path), NETWORK)
+    experiment = replace(TINY, teacher=teacher)
+    with pytest.raises(ValueError, match=r"--teacher must take images of \(8, 9, 1\), got \(8, 8"):
+        make_losses(experiment, NETWORK._replace(image_shape=(8, 9, 1)))
     with pytest.raises(ValueError, match="--teacher must have 7 classes, got 10"):
-        jax.eval_shape(losses, shape_of(2, 8, 8, 1, dtype=jnp.uint8), shape_of(2, 7), labels)
+        make_losses(experiment, NETWORK._replace(num_classes=7))
+
+
+def test_a_teacher_that_does_not_fit_leaves_no_folder(teacher, tmp_path, monkeypatch):
+    data = memory.digits()
+    train_images, test_images = data.train_images[:, :, :7], data.test_images[:, :, :7]
+    narrow = replace(data, train_images=train_images, test_images=test_images)
+    monkeypatch.setattr(type(TINY.data), "load", lambda _: narrow)
+    with pytest.raises(ValueError, match="--teacher must take images of"):
+        train.run(replace(TINY, teacher=teacher), RunConfig(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
