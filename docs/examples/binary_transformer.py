@@ -13,12 +13,13 @@ import sys
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # a clone of the repository
@@ -218,10 +219,26 @@ def consecutive(text: np.ndarray, length: int, batch: int = 50) -> np.ndarray:
     return text[:whole].reshape(-1, batch, length)
 
 
-if __name__ == "__main__":
+def main(
+    method: Annotated[Literal["bop", "latent", "random", "float"], tyro.conf.Positional] = "bop",
+    steps: Annotated[int, tyro.conf.Positional] = 1500,
+    seed: Annotated[int, tyro.conf.Positional] = 1,
+) -> None:
+    """Trains a small transformer by one method, and prints its bits per character five times.
+
+    Args:
+        method: What trains the kernels: bop; Adam on latent weights; nothing; Adam on real weights.
+        steps: Number of updates, a multiple of 5.
+        seed: Draws the parameters and the windows of text.
+    """
+    if steps < 5 or steps % 5:
+        sys.exit(f"steps must be a multiple of 5, got {steps}")
     keep_freed_memory()
-    method, steps, seed = sys.argv[1:]
-    _, history = train(method, int(steps), int(seed), text=read_text(), evaluations=5)
+    _, history = train(method, steps, seed, text=read_text(), evaluations=5)
     for i, seen, validation, flipped in history:
         print(f"step {i:.0f}: {seen:.3f} bits per character, ", end="")
         print(f"{validation:.3f} in validation, {flipped:.2f} flips per weight")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, prog="python docs/examples/binary_transformer.py")
