@@ -48,7 +48,7 @@ OPTIMIZERS = {
     "bop-layerwise-linear": (BopLayerwise(TO_0(1e-3), Schedule(0.3)), LAYERWISE),
     "bop-2nd-order-linear": (Bop2ndOrder(TO_0(1e-4), Schedule(1e-3)), WIDE_SECOND_ORDER),
     "cema-linear": (Cema(Schedule(1e-1), TO_0(1e-3)), CEMA),
-    "bold-linear": (Bold(TO_0(1e3)), BOLD),
+    "bold-linear": (Bold(TO_0(300)), BOLD),
     "prob-bop-linear": (ProbBop(TO_0(1e-3), Schedule(1e-7)), PROB_BOP),
 }
 METHODS: dict[str, tuple[Experiment, Grid]] = {

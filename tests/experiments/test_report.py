@@ -29,7 +29,6 @@ from training.config import (
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
-NOT_TRAINED = {"bold-linear", "prob-bop-linear"}  # methods without records yet
 SEED = RESULTS / "runs" / "digits-bop" / "seed0.json"
 DIGITS = PRESETS["digits-bop"][1]
 PAGE = "<!-- {0}: python -m experiments.report -->\n{1}<!-- end of {0} -->\n"
@@ -62,7 +61,7 @@ def test_every_result_is_a_record_of_this_version():
     assert all(result.record["versions"]["jax"] for result in results)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in NOT_TRAINED])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_comparison_reports_the_best_points_of_its_search(method):
     """And the defaults of the method are that best point."""
     search = records.read(RESULTS / "comparison" / "search.json")
