@@ -57,7 +57,7 @@ def write(path: Path, record: Any) -> None:
 def test_every_result_is_a_record_of_this_version():
     paths = [p for p in RESULTS.rglob("*.json") if "benchmarks" not in p.parts]
     results = [result for path in paths for result in records.read(path)]
-    assert len(results) == 15 + 39 + 88 + 5 + 3 + 1 + 59
+    assert len(results) == 15 + 45 + 100 + 5 + 3 + 1 + 59
     assert all(result.record["versions"]["jax"] for result in results)
 
 

@@ -119,7 +119,7 @@ def test_the_smallest_images_of_birealnet(shape, small):
 
 @pytest.mark.parametrize(("shape", "small"), [((31, 32, 3), False), ((32, 7, 3), True)])
 def test_images_too_small_for_birealnet(shape, small):
-    with pytest.raises(ValueError, match=f"got {shape[0]}×{shape[1]} and small_images={small}"):
+    with pytest.raises(ValueError, match=f"small_images={small}, got {shape[0]}×{shape[1]}"):
         BiRealNet(4, image_shape=shape, small_images=small, rngs=nnx.Rngs(0))
 
 
