@@ -3,6 +3,7 @@
 `import bop_optax` does not import this module, which needs Flax and safetensors.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -32,8 +33,10 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
     A tensor has the name of its place in the tree, such as `convs/0/kernel`. Binary weights ±α are
     the tensor of bits w < 0, uint8, (⌈size ÷ 8⌉,), in row-major order, the lowest bit first. If α
     is not 1, the tensor `NAME/scale` has α of each output, (out,). The file's metadata has one
-    entry, `bop_optax`: JSON with `version` 1 and `one_bit`, the shape and the dtype of each binary
-    array by its name. Equal weights make equal files.
+    entry, `bop_optax`: JSON with `version` 1, `sha256`, and `one_bit`, the shape and the dtype of
+    each binary array by its name. The SHA-256 is that of `one_bit`, its keys sorted, and of each
+    tensor: a line "NAME DTYPE SHAPE" between two line breaks, then its bytes. Equal weights make
+    equal files.
 
     Args:
         tree: an NNX module, of which the file gets parameters and batch statistics; or any pytree
@@ -70,15 +73,15 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
         if not rule(name, leaf):
             add(name, array)
             continue
-        scale = _scale(array)
-        if not _is_signed(array.dtype) or not (np.abs(array) == scale).all():
+        if not _is_binary(array):
             raise ValueError(f"{name} is not −α or +α, with one α for each output")
+        scale = _scale(array)
         one_bit[name] = {"shape": array.shape, "dtype": array.dtype.name}
         add(name, np.packbits((array < 0).ravel(), bitorder="little"))
         if (scale != 1).any():
             add(name + SCALE, scale)
-    description = json.dumps({"version": VERSION, "one_bit": one_bit})
-    content = safetensors.numpy.save(tensors, {"bop_optax": description})
+    description = {"version": VERSION, "sha256": _digest(tensors, one_bit), "one_bit": one_bit}
+    content = safetensors.numpy.save(tensors, {"bop_optax": json.dumps(description)})
     path = Path(path)
     partial = path.with_name(path.name + ".part")
     try:
@@ -111,7 +114,9 @@ def load(path: Path | str, like: Any = None) -> Any:
         name.
 
     Raises:
-        ValueError: for a damaged file; for names, shapes or dtypes that are not those of `like`.
+        ValueError: for a damaged file; for names, shapes or dtypes that are not those of `like`;
+            with `like`, for numbers that are not finite, for negative variances of a BatchNorm, and
+            for values of a binary parameter that are not ±α.
         OSError: for a file that cannot be read.
 
     Example:
@@ -132,6 +137,9 @@ def load(path: Path | str, like: Any = None) -> Any:
     if expected != found:
         names = dict.fromkeys(name for name, _ in sorted(expected.items() ^ found.items(), key=str))
         raise ValueError(f"{path} does not fit: {', '.join(names)}")
+    for name, leaf in leaves:
+        if fault := _fault(name, leaf, arrays[name]):
+            raise ValueError(f"{path}: {name} {fault}")
     treedef = jax.tree.structure(tree)
     tree = treedef.unflatten([jnp.asarray(arrays[name]) for name, _ in leaves])
     if isinstance(like, nnx.Module):
@@ -156,6 +164,26 @@ def _is_signed(dtype: np.dtype) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.signedinteger)
 
 
+def _is_binary(array: np.ndarray) -> bool:
+    """True for −α and +α, with one finite α > 0 for each output."""
+    scale = _scale(array)
+    return _is_signed(array.dtype) and _are_scales(scale) and bool((np.abs(array) == scale).all())
+
+
+def _are_scales(scale: np.ndarray) -> bool:
+    return bool(((scale > 0) & (scale < np.inf)).all())
+
+
+def _fault(name: str, leaf: Any, array: np.ndarray) -> str | None:
+    """What makes an array none that a trained network has; None if nothing does."""
+    if has_binary_type(name, leaf):
+        return None if _is_binary(array) else "is not −α or +α, with one α for each output"
+    if jnp.issubdtype(array.dtype, jnp.inexact) and not jnp.isfinite(array).all():
+        return "has numbers that are not finite"
+    is_variance = isinstance(leaf, nnx.BatchStat) and name.rpartition("/")[2] == "var"
+    return "has negative variances" if is_variance and (array < 0).any() else None
+
+
 def _scale(array: np.ndarray) -> np.ndarray:
     """α of each output: the magnitudes of the first row; 1 for an array without rows."""
     outputs = array.shape[-1:]
@@ -173,6 +201,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         description = json.loads(metadata.get("bop_optax", '{"version": 1, "one_bit": {}}'))
         if description["version"] != VERSION:
             raise ValueError(f"its format has the version {description['version']}, not {VERSION}")
+        if description.get("sha256", digest := _digest(arrays, description["one_bit"])) != digest:
+            raise ValueError("its sha256 is another")
         for name, entry in description["one_bit"].items():
             shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
             scale = arrays.pop(name + SCALE, np.ones(shape[-1:], dtype))
@@ -190,7 +220,16 @@ def _unpack(
         raise ValueError(f"{dtype} has no sign")
     if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(f"{bits.dtype} of shape {bits.shape} cannot hold {size} bits")
-    if (scale.shape, scale.dtype) != (shape[-1:], dtype):
-        raise ValueError(f"α is {scale.dtype} of shape {scale.shape}")
+    if (scale.shape, scale.dtype) != (shape[-1:], dtype) or not _are_scales(scale):
+        raise ValueError(f"α is {scale.dtype} of shape {scale.shape}, or not above 0 and finite")
     negative = np.unpackbits(bits, count=size, bitorder="little").reshape(shape)
     return np.where(negative, -scale, scale)
+
+
+def _digest(tensors: dict[str, np.ndarray], one_bit: dict[str, Any]) -> str:
+    """The SHA-256 of all that a file has, in the order of the names."""
+    digest = hashlib.sha256(json.dumps(one_bit, sort_keys=True).encode())
+    for name, array in sorted(tensors.items()):
+        digest.update(f"\n{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -74,6 +75,47 @@ def result_record(
     return record
 
 
+# ---- Files ---------------------------------------------------------------------------------------
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a checksum of it."""
+    return record | {"crc32": _checksum(record)}
+
+
+def unsealed(record: dict[str, Any]) -> dict[str, Any]:
+    """The record that `sealed` got.
+
+    Raises:
+        ValueError: for one that was changed since.
+        KeyError: for one without a checksum.
+    """
+    record = dict(record)
+    if record.pop("crc32") != _checksum(record):
+        raise ValueError("it was changed since it was written: restore it, or delete its crc32")
+    return record
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object, and checks it if it has a checksum.
+
+    Raises:
+        ValueError: for another file, and for an object that was changed.
+        OSError: for a file that cannot be read.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(record, dict):
+        raise ValueError("it holds no JSON object")
+    return unsealed(record) if "crc32" in record else record
+
+
 def read_record(path: Path) -> tuple[Experiment, dict[str, Any]]:
     """Reads a result.json: the experiment, and the whole record.
 
@@ -81,9 +123,9 @@ def read_record(path: Path) -> tuple[Experiment, dict[str, Any]]:
         ValueError: for a file that is no such record, or of another version; it names the file.
     """
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
         return check_record(record), record
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the result.json of a run ({error!r})") from error
 
 

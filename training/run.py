@@ -10,12 +10,20 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from tensorboardX import SummaryWriter
 
+from training.checkpoints import Checkpoints, DamagedCheckpoint
 from training.config import Experiment, RunConfig
-from training.records import MACHINE, describe, replacing, result_record, write_json
+from training.records import (
+    MACHINE,
+    describe,
+    read_json,
+    replacing,
+    result_record,
+    sealed,
+    unsealed,
+    write_json,
+)
 
 Tree = TypeVar("Tree")
 WEIGHTS = "weights.safetensors"
@@ -57,7 +65,7 @@ class Run:
         self.description = describe(experiment, preset, data) | (extra_metadata or {})
         self.folder = new_folder(config, preset)
         self._epochs, self._config = experiment.epochs, config
-        if config.resume:
+        if config.resume and _holds_something(self.folder):
             self._check_same(experiment, extra_metadata or {})
         self._lock = (self.folder / ".lock").open("a")
         try:
@@ -65,13 +73,15 @@ class Run:
         except BlockingIOError as error:
             self._lock.close()
             raise ValueError(f"another process is writing to {self.folder}") from error
-        self._checkpoints: ocp.CheckpointManager | None = None
+        if not (self.folder / "config.json").exists():
+            write_json(self.folder / "config.json", sealed(self.description))
+        self._checkpoints: Checkpoints | None = None
         self._events: SummaryWriter | None = None
 
     def _check_same(self, experiment: Experiment, extra_metadata: dict[str, Any]) -> None:
         path = self.folder / "config.json"
         try:
-            description = json.loads(path.read_text())
+            description = read_json(path)
             saved = _flat_options(description["config"])
             saved |= {k: description.get(k) for k in extra_metadata}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -94,62 +104,58 @@ class Run:
         self.description = description
 
     def restore(self, state: Tree, steps_per_epoch: int) -> tuple[Tree, int]:
-        """Returns the newest checkpoint's state and step, or `state` and 0 if there is none.
+        """Returns the newest sound checkpoint's state and step, or `state` and 0 if there is none.
 
         Raises:
-            RunError: for a checkpoint or metrics that are damaged, or further than `epochs`.
+            RunError: if no checkpoint is sound, or if one is further than `epochs`.
         """
-        self._checkpoints = ocp.CheckpointManager(
-            self.folder / "checkpoints",
-            options=ocp.CheckpointManagerOptions(max_to_keep=self._config.keep),
-        )
-        step = self._checkpoints.latest_step() or 0
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", self._config.keep)
+        records = read_metrics(self.folder / "metrics.jsonl")
+        state, step = self._newest_sound(self._checkpoints, state, records, steps_per_epoch)
         epochs = step // steps_per_epoch
+        self.metrics = records[:epochs]
+        if len(records) > epochs:
+            print(
+                f"The last checkpoint ends before epoch {epochs + 1}, which is trained again.",
+                file=sys.stderr,
+            )
+        write_json(self.folder / "config.json", sealed(self.description))
+        with replacing(self.folder / "metrics.jsonl", "w") as file:
+            file.writelines(json.dumps(sealed(m)) + "\n" for m in self.metrics)
+        self._events = SummaryWriter(str(self.folder), purge_step=epochs + 1)
+        return state, step
+
+    def _newest_sound(
+        self,
+        checkpoints: Checkpoints,
+        state: Tree,
+        records: list[dict[str, Any]],
+        steps_per_epoch: int,
+    ) -> tuple[Tree, int]:
+        """The newest checkpoint that is sound and has its records; sets newer ones aside."""
+        step, reasons = 0, {}
+        for step in (steps := checkpoints.steps()):
+            try:
+                check_records(records, step, steps_per_epoch)
+                state = checkpoints.restore(step, state)
+                break
+            except DamagedCheckpoint as error:
+                reasons[step] = f"{self.folder}/checkpoints/{step} cannot be resumed: {error}"
+        if len(reasons) == len(steps) > 0:
+            last = "There is no other checkpoint: train again in another --run-dir"
+            raise RunError("\n".join([*reasons.values(), last]))
         if step > self._epochs * steps_per_epoch:
             raise RunError(
                 f"{self.folder} has done {step / steps_per_epoch:.4g} epochs already, "
                 f"but --epochs is {self._epochs}"
             )
-        self._read_metrics(epochs, step % steps_per_epoch == 0)
-        if step:
-            flat, treedef = leaves_by_name(state)
-            template = jax.tree.map(ocp.utils.to_shape_dtype_struct, flat)
-            try:
-                restored = self._checkpoints.restore(step, args=ocp.args.StandardRestore(template))
-            except Exception as error:  # Orbax and TensorStore raise their own
-                raise RunError(
-                    f"{self.folder}/checkpoints/{step} is damaged ({str(error).splitlines()[0]}): "
-                    "delete that folder to resume from the checkpoint before it"
-                ) from error
-            state = treedef.unflatten([restored[name] for name in flat])
-        write_json(self.folder / "config.json", self.description)
-        with replacing(self.folder / "metrics.jsonl", "w") as file:
-            file.writelines(json.dumps(m) + "\n" for m in self.metrics)
-        self._events = SummaryWriter(str(self.folder), purge_step=epochs + 1)
-        return state, step
-
-    def _read_metrics(self, epochs: int, at_end: bool) -> None:
-        """Reads the records up to the checkpoint; epochs after it are trained again.
-
-        At an epoch's end that epoch's own record may be missing: the epoch is then evaluated.
-        """
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        least = epochs - 1 if at_end and epochs else epochs
-        try:
-            metrics = [json.loads(line) for line in lines[:epochs]]
-            numbers = [m["epoch"] for m in metrics]
-            complete = len(metrics) >= least and numbers == list(range(1, len(metrics) + 1))
-        except (ValueError, KeyError, TypeError):
-            metrics, complete = [], False
-        if not complete:
-            raise RunError(f"{path} lacks records of the {epochs} epochs up to the checkpoint")
-        self.metrics = metrics
-        if len(lines) > epochs:
-            print(
-                f"The last checkpoint ends before epoch {epochs + 1}, which is trained again.",
-                file=sys.stderr,
+        for newer, reason in reasons.items():
+            checkpoints.set_aside(newer)
+            message = (
+                f"{reason}\nResuming from checkpoints/{step}; the other is now damaged-{newer}."
             )
+            print(message, file=sys.stderr)
+        return state, step
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Adds one epoch's record to metrics.jsonl and to the TensorBoard events."""
@@ -157,7 +163,7 @@ class Run:
             raise RuntimeError("restore() opens a run for writing: call it before log()")
         self.metrics.append(metrics)
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(sealed(metrics)) + "\n")
         for path, number in jax.tree_util.tree_leaves_with_path(metrics):
             tag = jax.tree_util.keystr(path, simple=True, separator="/")
             self._events.add_scalar(tag, number, metrics["epoch"])
@@ -167,9 +173,7 @@ class Run:
         """Starts to write a checkpoint; returns when `state` may be donated to the next step."""
         if self._checkpoints is None:
             raise RuntimeError("restore() opens a run for writing: call it before save()")
-        if step != self._checkpoints.latest_step():
-            copies = jax.tree.map(jnp.copy, leaves_by_name(state)[0])
-            self._checkpoints.save(step, args=ocp.args.StandardSave(copies), force=True)
+        self._checkpoints.save(state, step)
 
     def saves_after(self, epoch: int) -> bool:
         """True for the epochs after which `save` is due."""
@@ -178,7 +182,7 @@ class Run:
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes result.json, the whole run in one file."""
         record = result_record(self.description, result, self.metrics)
-        write_json(self.folder / "result.json", record)
+        write_json(self.folder / "result.json", sealed(record))
 
     def __enter__(self) -> Self:
         return self
@@ -197,10 +201,28 @@ class Run:
         self._lock.close()
 
 
-def leaves_by_name(state: Any) -> tuple[dict[str, jax.Array], Any]:
-    """Leaves by name: a checkpoint's format, which needs neither Flax nor Optax to be read."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in flat}, treedef
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl up to the first line that is not as it was written."""
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+        try:
+            record = unsealed(json.loads(line))
+            if record["epoch"] != number:
+                break
+        except (ValueError, LookupError, TypeError, RecursionError):
+            break
+        records.append(record)
+    return records
+
+
+def check_records(records: list[dict[str, Any]], step: int, steps_per_epoch: int) -> None:
+    """Raises DamagedCheckpoint if epochs before a checkpoint have no record.
+
+    At an epoch's end that epoch's own record may be missing: the epoch is then evaluated.
+    """
+    epochs, rest = divmod(step, steps_per_epoch)
+    if len(records) < (epochs if rest else epochs - 1):
+        raise DamagedCheckpoint(f"metrics.jsonl lacks records of the {epochs} epochs before it")
 
 
 def _flat_options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -226,8 +248,9 @@ def new_folder(config: RunConfig, name: str) -> Path:
             raise ValueError(
                 f"{folder} is not empty: resume that run with --resume, or choose another --run-dir"
             )
-        if not config.resume:
-            folder.mkdir(parents=True, exist_ok=True)
+        if config.resume and not folder.is_dir():
+            raise ValueError(f"{folder} holds no run to resume: there is no such folder")
+        folder.mkdir(parents=True, exist_ok=True)
         return folder
     stamped = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     for number in itertools.count(1):
@@ -241,6 +264,6 @@ def new_folder(config: RunConfig, name: str) -> Path:
 
 
 def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        p.suffix != ".tmp" and p.name != ".lock" for p in folder.iterdir()
-    )
+    """Whether a folder has more than what a process leaves that is killed at its start."""
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return any(file.suffix != ".tmp" and file.name != ".lock" for file in files)

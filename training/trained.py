@@ -1,6 +1,5 @@
 """A finished run, loaded from its folder."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, get_type_hints
@@ -8,15 +7,16 @@ from typing import Any, NamedTuple, get_type_hints
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from bop_optax.layers import LatentParam
 from bop_optax.saving import load
+from training.checkpoints import Checkpoints, DamagedCheckpoint, leaves_by_name
 from training.config import Experiment, from_json
 from training.data.augment import scale
 from training.network import for_inference, layer_options
-from training.run import WEIGHTS, leaves_by_name
+from training.records import read_json
+from training.run import WEIGHTS
 
 
 class TrainedModel(NamedTuple):
@@ -63,11 +63,15 @@ def load_latent_run(folder: Path | str) -> nnx.Module:
         ValueError: for a folder without a finished run, and without that checkpoint.
     """
     model = load_run(folder).model
-    with ocp.CheckpointManager(Path(folder).expanduser().absolute() / "checkpoints") as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ValueError(f"{folder} has no checkpoint, which holds the latent weights")
-        stored = manager.restore(step, args=ocp.args.StandardRestore())
+    path = Path(folder).expanduser().absolute() / "checkpoints"
+    with Checkpoints(path) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise ValueError(f"{path} has no checkpoint, which holds the latent weights")
+        try:
+            stored = checkpoints.read(steps[0])
+        except DamagedCheckpoint as error:
+            raise ValueError(f"{path}/{steps[0]} cannot be read: {error}") from error
     state = nnx.state(model, LatentParam)
     names, treedef = leaves_by_name({"params": state})
     nnx.update(model, treedef.unflatten([jnp.asarray(stored[name]) for name in names])["params"])
@@ -92,7 +96,7 @@ def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
     """
     folder = Path(folder).expanduser()
     try:
-        description = json.loads((folder / "config.json").read_text())
+        description = read_json(folder / "config.json")
         config, images = description["config"], SimpleNamespace(**description["images"])
         hints = get_type_hints(Experiment)
         optimizer = from_json(config["optimizer"], hints["optimizer"])

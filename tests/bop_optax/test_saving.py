@@ -1,5 +1,6 @@
 """Weights in a file: each binary weight one bit, everything read back exactly."""
 
+import hashlib
 import json
 import os
 
@@ -87,7 +88,12 @@ def test_the_file_by_hand(tmp_path):
         np.testing.assert_array_equal(file.get_tensor("w/scale"), [1, 2, 1])
         metadata = file.metadata()
     one_bit = {"w": {"shape": [3, 3], "dtype": "float64"}}
-    assert json.loads(metadata.pop("bop_optax")) == {"version": 1, "one_bit": one_bit}
+    content = b'{"w": {"dtype": "float64", "shape": [3, 3]}}'
+    content += b"\nb float64 (3,)\n" + np.zeros(3).tobytes()
+    content += b"\nw uint8 (2,)\n" + b"\x02\x01"
+    content += b"\nw/scale float64 (3,)\n" + np.asarray([1.0, 2.0, 1.0]).tobytes()
+    description = {"version": 1, "sha256": hashlib.sha256(content).hexdigest(), "one_bit": one_bit}
+    assert json.loads(metadata.pop("bop_optax")) == description
     assert not metadata
     assert os.listdir(tmp_path) == ["f"]
 
@@ -225,6 +231,7 @@ def rewritten(path, tensors=None, **description):
     old = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, "numpy") as file:
         description = json.loads(file.metadata()["bop_optax"]) | description
+    del description["sha256"]  # which would tell of any change
     metadata = {"bop_optax": json.dumps(description)}
     safetensors.numpy.save_file(old | (tensors or {}), path, metadata)
 
@@ -243,6 +250,10 @@ FLOATS = {"shape": [3, 2], "dtype": "float32"}
         lambda path: rewritten(path, {"w": np.zeros(1, np.int8)}),
         lambda path: rewritten(path, {"w/scale": np.ones(3, np.float32)}),
         lambda path: rewritten(path, {"w/scale": np.ones(2, np.float64)}),
+        lambda path: rewritten(path, {"w/scale": np.float32([1, 0])}),
+        lambda path: rewritten(path, {"w/scale": np.float32([1, -1])}),
+        lambda path: rewritten(path, {"w/scale": np.float32([1, np.inf])}),
+        lambda path: rewritten(path, {"w/scale": np.float32([1, np.nan])}),
         lambda path: rewritten(path, one_bit=[1]),
         lambda path: rewritten(path, one_bit={"v": FLOATS}),
         lambda path: rewritten(path, one_bit={"w": FLOATS | {"shape": [-3, -2]}}),
@@ -261,6 +272,56 @@ def test_damaged_files(tmp_path, damage):
     damage(path)
     with pytest.raises(ValueError, match="f is damaged"):
         load(path)
+
+
+def test_no_flipped_bit_loads(tmp_path):
+    """Each bit of a whole file: an error, or the weights as they were."""
+    tree = {"w": signs(3, 2) * np.float32([1, 2]), "b": np.float32([3, 4])}
+    save(tree, tmp_path / "f", every_kernel)
+    content, refused = (tmp_path / "f").read_bytes(), 0
+    for byte in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[byte] ^= 1 << bit
+            (tmp_path / "f").write_bytes(changed)
+            try:
+                chex.assert_trees_all_equal(load(tmp_path / "f", tree), tree)
+            except ValueError:
+                refused += 1
+    assert refused > 0.8 * 8 * len(content)  # the rest is spaces and numbers of no meaning
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"norm/var": np.float32([1, -1])}, "norm/var has negative variances"),
+        ({"norm/mean": np.float32([1, np.nan])}, "norm/mean has numbers that are not finite"),
+        ({"norm/bias": np.float32([1, np.inf])}, "norm/bias has numbers that are not finite"),
+        ({"dense/kernel": np.float32([[1, 1], [1, 0.5]])}, "dense/kernel is not −α or"),
+        ({"dense/kernel": np.float32([[1, 0], [1, 0]])}, "dense/kernel is not −α or"),
+        ({"dense/kernel": np.float32([[1, np.inf]] * 2)}, "dense/kernel is not −α or"),
+        ({"dense/kernel": np.float32([[1, np.nan]] * 2)}, "dense/kernel is not −α or"),
+        ({"dense/kernel": np.ones((2, 2), np.float64)}, "does not fit: dense/kernel"),
+    ],
+)
+def test_a_file_with_wrong_values(tmp_path, values, message):
+    """A file of floats, as another program may write it."""
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.dense = BinaryLinear(2, 2, rngs=nnx.Rngs(0))
+            self.norm = nnx.BatchNorm(2, use_scale=False, rngs=nnx.Rngs(0))
+
+    model = Net()
+    arrays = {"dense/kernel": signs(2, 2), "norm/var": np.ones(2, np.float32)}
+    arrays |= {"norm/bias": np.zeros(2, np.float32), "norm/mean": np.zeros(2, np.float32)}
+    safetensors.numpy.save_file(arrays, tmp_path / "f")
+    load(tmp_path / "f", model)
+    before = jax.tree.map(jnp.copy, nnx.state(model))
+    safetensors.numpy.save_file(arrays | values, tmp_path / "f")
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "f", model)
+    chex.assert_trees_all_equal(nnx.state(model), before)
 
 
 def test_a_missing_file(tmp_path):

@@ -58,7 +58,7 @@ def weights(run_dir: Path) -> dict[str, np.ndarray]:
 def metrics(run_dir: Path) -> list[dict]:
     """The records of a run without what differs between two equal runs: its speed."""
     records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in r.items() if "second" not in k} for r in records]
+    return [{k: v for k, v in r.items() if "second" not in k and k != "crc32"} for r in records]
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +252,17 @@ def test_a_run_killed_in_its_last_evaluation_only_evaluates(whole, copied):
             lambda run: (run / "metrics.jsonl").write_text("{\n" * 10),
             "lacks records of the 10 epochs",
         ),
+        (lambda run: (run / "metrics.jsonl").write_bytes(b"\xff\n"), "lacks records of"),
+        (lambda run: (run / "metrics.jsonl").write_text("[" * 10**5), "lacks records of"),
+        (lambda run: edit(run / "metrics.jsonl", '"loss"', '"lost"'), "lacks records of"),
+        (lambda run: (run / "config.json").unlink(), "holds no run to resume"),
         (lambda run: (run / "config.json").write_text("{"), "holds no run to resume"),
+        (lambda run: (run / "config.json").write_bytes(b"\xff"), "holds no run to resume"),
         (lambda run: (run / "config.json").write_text('{"config": 1}'), "holds no run to resume"),
+        (lambda run: edit(run / "config.json", "127.5", "127.6"), "changed since it was written"),
         (
-            lambda run: shutil.rmtree(run / "checkpoints/590/default"),
-            "checkpoints/590 is damaged .* delete that folder",
+            lambda run: [shutil.rmtree(run / f"checkpoints/{n}/default") for n in (531, 590)],
+            "There is no other checkpoint: train again in another --run-dir",
         ),
     ],
 )
@@ -264,6 +270,78 @@ def test_damaged_runs_do_not_resume(copied, monkeypatch, damage, message):
     damage(copied)
     with pytest.raises(SystemExit, match=message):
         main(monkeypatch, *TINY_OPTIONS, "--epochs", 11, "--run-dir", copied, "--resume")
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+def flip_bit(run_dir: Path) -> None:
+    """Flips a bit in the middle of the newest checkpoint's largest file."""
+    files = [p for p in (run_dir / "checkpoints/590").rglob("*") if p.is_file()]
+    path = max(files, key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def rename(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoints/590")
+    shutil.copytree(run_dir / "checkpoints/531", run_dir / "checkpoints/590")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda run: shutil.rmtree(run / "checkpoints/590/default"), ""),
+        (flip_bit, ""),
+        (rename, "it is the state of step 531"),
+        (lambda run: keep_lines(run, 8), "metrics.jsonl lacks records of the 10 epochs"),
+    ],
+    ids=["missing", "bit", "renamed", "records"],
+)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, copied, damage, reason):
+    damage(copied)
+    resumed = run(*TINY_OPTIONS, "--epochs", 10, "--run-dir", copied, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(
+        rf"{copied}/checkpoints/590 cannot be resumed: .*{reason}.*\n"
+        "Resuming from checkpoints/531; the other is now damaged-590.\n",
+        resumed.stderr,
+    )
+    assert_same_run(copied, whole[0])
+    names = {p.name for p in (copied / "checkpoints").iterdir()}
+    assert names == {"531", "590", "damaged-590"}
+
+
+def keep_lines(run_dir: Path, number: int) -> None:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_text("".join(lines[:number]))
+
+
+def test_an_empty_folder_among_the_checkpoints_is_no_checkpoint(whole, copied):
+    (copied / "checkpoints/99999").mkdir()
+    resumed = run(*TINY_OPTIONS, "--epochs", 10, "--run-dir", copied, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(copied, whole[0])
+
+
+def test_a_torn_last_record_is_evaluated_again(whole, copied):
+    content = (copied / "metrics.jsonl").read_bytes()
+    (copied / "metrics.jsonl").write_bytes(content[:-40])
+    resumed = run(*TINY_OPTIONS, "--epochs", 10, "--run-dir", copied, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(copied, whole[0])
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]], ids=["new", "resumed"])
+def test_a_run_that_was_killed_at_its_start_begins_anew(tmp_path, monkeypatch, capsys, resume):
+    """Nothing but the lock and half of config.json is left."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").touch()
+    (tmp_path / "run/config.tmp").write_text("{")
+    main(monkeypatch, *TINY_OPTIONS, "--epochs", 1, "--run-dir", tmp_path / "run", *resume)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["epochs"] == 1
 
 
 def test_a_resumed_run_keeps_its_original_description(whole, copied, monkeypatch, capsys):

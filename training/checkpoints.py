@@ -1,0 +1,158 @@
+"""The checkpoints of a run, each with a checksum of every array."""
+
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from bop_optax import check_binary
+
+Tree = TypeVar("Tree")
+CHECKSUMS = "checksums"  # the array in a checkpoint that holds them
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is not as it was saved, or not one of a sound run."""
+
+
+class Checkpoints:
+    """The checkpoints in a run's folder, by step.
+
+    Args:
+        folder: where they lie, one folder for each step. It is made if need be.
+        keep: number of checkpoints that are kept, the newest ones. None: they are only read.
+    """
+
+    def __init__(self, folder: Path, keep: int | None = None):
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder,
+            item_handlers=ocp.StandardCheckpointHandler(),  # not guessed from what lies there
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=keep is not None, read_only=keep is None
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, state: Any, step: int) -> None:
+        """Starts to write a checkpoint; returns when `state` may be donated to the next step."""
+        if step != self._manager.latest_step():
+            arrays = jax.tree.map(jnp.copy, leaves_by_name(state)[0])
+            arrays[CHECKSUMS] = checksums(arrays)
+            self._manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
+
+    def read(self, step: int, template: dict[str, Any] | None = None) -> dict[str, jax.Array]:
+        """Reads the arrays of a checkpoint by name.
+
+        Args:
+            step: one of `steps()`.
+            template: shapes, dtypes and shardings. None: as saved, on the first device.
+
+        Raises:
+            DamagedCheckpoint: for a checkpoint that cannot be read, or with another checksum.
+        """
+        if template is not None:
+            number = jax.ShapeDtypeStruct((len(template),), jnp.uint32)
+            template = template | {CHECKSUMS: number}
+        try:
+            arrays: Any = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+            expected = np.asarray(arrays.pop(CHECKSUMS))
+        except Exception as error:  # Orbax and TensorStore raise their own
+            raise DamagedCheckpoint(str(error).partition("\n")[0]) from error
+        found = np.asarray(checksums(arrays))
+        if len(found) != len(expected):
+            raise DamagedCheckpoint(f"it has {len(found)} arrays, not {len(expected)}")
+        if names := [n for n, a, b in zip(sorted(arrays), found, expected, strict=True) if a != b]:
+            raise DamagedCheckpoint(f"the checksum of {', '.join(names[:3])} is another")
+        return arrays
+
+    def restore(self, step: int, state: Tree) -> Tree:
+        """Reads a checkpoint of a training state.
+
+        Args:
+            step: one of `steps()`.
+            state: a state whose shapes, dtypes and shardings it gets.
+
+        Raises:
+            DamagedCheckpoint: as `read`; for the state of another step; for numbers that are not
+                finite, and for binary kernels that are not ±α.
+        """
+        flat, treedef = leaves_by_name(state)
+        arrays = self.read(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, flat))
+        restored: Any = treedef.unflatten([arrays[name] for name in flat])
+        if np.any(restored.step != step):
+            raise DamagedCheckpoint(f"it is the state of step {np.max(restored.step)}")
+        real = [n for n, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)]
+        if names := [name for name in real if not jnp.isfinite(arrays[name]).all()]:
+            raise DamagedCheckpoint(f"{', '.join(names[:3])} is not finite")
+        try:
+            for params in _networks(restored):
+                check_binary(params)
+        except ValueError as error:
+            raise DamagedCheckpoint(str(error).partition(";")[0]) from error
+        return restored
+
+    def set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that it is none of `steps()`."""
+        (self._folder / str(step)).rename(self._folder / f"damaged-{step}")
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits for unfinished checkpoints."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def leaves_by_name(state: Any) -> tuple[dict[str, jax.Array], Any]:
+    """Leaves by name: a checkpoint's format, which needs neither Flax nor Optax to be read."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(p, simple=True, separator="."): x for p, x in flat}, treedef
+
+
+def _networks(state: Any) -> list[Any]:
+    """The parameters of each network in a state, which may be of several stacked ones."""
+    if not state.step.ndim:
+        return [state.params]
+    return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(len(state.step))]
+
+
+# ---- Checksums -----------------------------------------------------------------------------------
+
+
+@jax.jit
+def checksums(tree: Any) -> jax.Array:
+    """A number for each array of a tree, in the order of its leaves, that depends on every bit.
+
+    It is computed where the array is, and is the same however the array is sharded. A change of one
+    word of 32 bits always changes it; any other change, with a probability of 1 − 2⁻³².
+
+    Returns:
+        uint32, (leaves,).
+    """
+    return jnp.stack([_checksum(x) for x in jax.tree.leaves(tree)])
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    """The sum of a hash of each word and its position, modulo 2³²."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if x.dtype == bool:
+        x = x.astype(jnp.uint8)
+    word = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
+    words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+    position = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
+    h = words + position * jnp.uint32(0x9E3779B9)
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
