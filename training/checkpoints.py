@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
+        absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax raises its errors, too
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder,

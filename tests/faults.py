@@ -1,0 +1,157 @@
+"""Faults on purpose, counted: bits flipped in checkpoints, runs killed and resumed.
+
+python -m tests.faults bits 1200     # flips one bit of a checkpoint, 1200 times
+python -m tests.faults kills 200     # kills a run at a random time and resumes it, 200 times
+"""
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from bop_optax.saving import load
+from training.checkpoints import Checkpoints, DamagedCheckpoint
+from training.run import read_metrics
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = ["--width=8", "--units=32", "--batch-size=24", "--epochs=6"]
+
+
+# ---- Bits ----------------------------------------------------------------------------------------
+
+
+def flip_bits(folder: Path, number: int, seed: int = 0) -> Counter[str]:
+    """Flips one random bit of the newest checkpoint `number` times, each time in a copy.
+
+    Half of the bits are drawn from all bits of the checkpoint; the other half from those of a
+    random file, so that the small files, which describe the arrays, are hit, too.
+
+    Args:
+        folder: the folder of checkpoints.
+        number: number of bits.
+        seed: draws them.
+
+    Returns:
+        How many checkpoints were "refused", "unharmed" (the arrays are as they were), "wrong".
+    """
+    draw, found = random.Random(seed), Counter[str]()
+    with Checkpoints(folder) as checkpoints:
+        step = checkpoints.steps()[0]
+        arrays = checkpoints.read(step)
+    for i in range(number):
+        with tempfile.TemporaryDirectory() as copy:
+            shutil.copytree(folder / str(step), Path(copy, str(step)))
+            files = sorted(p for p in Path(copy).rglob("*") if p.is_file() and p.stat().st_size)
+            weights = [file.stat().st_size for file in files] if i % 2 else None
+            flip_bit(draw.choices(files, weights)[0], draw)
+            found[outcome(Path(copy), arrays, step)] += 1
+    return found
+
+
+def flip_bit(path: Path, draw: random.Random) -> None:
+    """Flips a random bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+def outcome(folder: Path, arrays: dict[str, jax.Array], step: int) -> str:
+    """What becomes of a checkpoint of these arrays."""
+    with Checkpoints(folder) as checkpoints:
+        if step not in checkpoints.steps():
+            return "refused"
+        try:
+            found = checkpoints.read(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays))
+        except DamagedCheckpoint:
+            return "refused"
+    equal = (np.array_equal(found[name], array) for name, array in arrays.items())
+    return "unharmed" if all(equal) else "wrong"
+
+
+# ---- Kills ---------------------------------------------------------------------------------------
+
+
+def train_to_the_end(folder: Path) -> None:
+    """Trains the network of `OPTIONS` in a process that nothing kills."""
+    subprocess.run(command(folder), cwd=ROOT, check=True, capture_output=True)
+
+
+def kill_until_done(folder: Path, draw: random.Random, longest: float = 12) -> int:
+    """Kills a run again and again, each time after a random time; returns the number of kills.
+
+    Args:
+        folder: the run's folder, which does not exist yet.
+        draw: draws the times.
+        longest: seconds that a process has at most, more than it needs for one epoch.
+
+    Raises:
+        RuntimeError: for a process that failed by itself, with its output.
+    """
+    for kills in range(1000):
+        process = subprocess.Popen(
+            command(folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            output, _ = process.communicate(timeout=draw.uniform(0, longest))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            continue
+        if process.returncode:
+            raise RuntimeError(f"after {kills} kills: {output}")
+        return kills
+    raise RuntimeError("the run made no progress")
+
+
+def command(folder: Path) -> list[str]:
+    """The command that starts a run, or resumes the one that is there."""
+    resume = ["--resume"] if folder.exists() else []
+    return [sys.executable, "train.py", *OPTIONS, "--run-dir", str(folder), *resume]
+
+
+def differences(run: Path, whole: Path) -> list[str]:
+    """What two runs do not have in common: epochs of metrics.jsonl, and weights."""
+    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (run, whole))
+    found = [f"{len(ours)} and {len(theirs)} epochs"] if len(ours) != len(theirs) else []
+    for a, b in zip(ours, theirs, strict=False):
+        keys = [k for k in a | b if "second" not in k and a.get(k) != b.get(k)]
+        found += [f"epoch {a['epoch']}: {key}" for key in keys]
+    weights, others = (load(folder / "weights.safetensors") for folder in (run, whole))
+    found += [n for n in weights | others if not np.array_equal(weights[n], others[n])]
+    return found
+
+
+# ---- Command line --------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Counts as many faults as the command line says; ends with status 1 if one went unnoticed."""
+    kind, number = sys.argv[1], int(sys.argv[2])
+    with tempfile.TemporaryDirectory() as temporary:
+        whole, draw = Path(temporary, "whole"), random.Random(number)
+        train_to_the_end(whole)
+        if kind == "bits":
+            found = flip_bits(whole / "checkpoints", number)
+            print(f"{number} bits: {dict(found)}")
+            sys.exit(found["wrong"])
+        kills = runs = 0
+        while kills < number:
+            runs += 1
+            folder = Path(temporary, str(runs))
+            kills += kill_until_done(folder, draw)
+            if found := differences(folder, whole):
+                sys.exit(f"run {runs}, after {kills} kills, differs: {', '.join(found)}")
+            print(
+                f"{kills} kills in {runs} runs, all equal to a run that nothing killed", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
