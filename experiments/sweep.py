@@ -47,7 +47,7 @@ from training.network import (
     on_every_device,
 )
 from training.records import result_record, write_json
-from training.run import Run, RunError, new_folder
+from training.run import Run, RunError, holds_something, new_folder
 
 
 class Lane(NamedTuple):
@@ -290,7 +290,7 @@ def run(sweep: Sweep, preset: str = "own", interrupt: Interrupt | None = None) -
         check_memory(step_memory(sweep, program, lanes), free_memory(), len(lanes))
     folder = new_folder(sweep.run, f"sweep-{preset}")
     started = {name for name in groups if (folder / name / "config.json").exists()}
-    if sweep.run.resume and not started:
+    if sweep.run.resume and not started and holds_something(folder):
         flag = "--vmap" if sweep.vmap else "--no-vmap"
         raise ValueError(f"{folder} holds no sweep to resume with {flag}")
     records: list[dict[str, Any]] = []

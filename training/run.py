@@ -65,7 +65,7 @@ class Run:
         self.description = describe(experiment, preset, data) | (extra_metadata or {})
         self.folder = new_folder(config, preset)
         self._epochs, self._config = experiment.epochs, config
-        if config.resume and _holds_something(self.folder):
+        if config.resume and holds_something(self.folder):
             self._check_same(experiment, extra_metadata or {})
         self._lock = (self.folder / ".lock").open("a")
         try:
@@ -244,7 +244,7 @@ def new_folder(config: RunConfig, name: str) -> Path:
         folder = config.run_dir.expanduser().absolute()
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is no folder: choose another --run-dir")
-        if not config.resume and _holds_something(folder):
+        if not config.resume and holds_something(folder):
             raise ValueError(
                 f"{folder} is not empty: resume that run with --resume, or choose another --run-dir"
             )
@@ -263,7 +263,7 @@ def new_folder(config: RunConfig, name: str) -> Path:
     raise AssertionError
 
 
-def _holds_something(folder: Path) -> bool:
+def holds_something(folder: Path) -> bool:
     """Whether a folder has more than what a process leaves that is killed at its start."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
     return any(file.suffix != ".tmp" and file.name != ".lock" for file in files)

@@ -243,8 +243,20 @@ def test_a_stopped_sweep_prints_the_command_that_resumes(tmp_path, monkeypatch, 
 
 
 def test_nothing_to_resume(tmp_path, monkeypatch):
+    (tmp_path / "notes").touch()
     with pytest.raises(SystemExit, match="holds no sweep to resume"):
         main(monkeypatch, f"--run-dir {tmp_path} --resume")
+    with pytest.raises(SystemExit, match="holds no run to resume: there is no such folder"):
+        main(monkeypatch, f"--run-dir {tmp_path / 'none'} --resume")
+
+
+@pytest.mark.parametrize("resume", ["", "--resume"], ids=["new", "resumed"])
+def test_a_sweep_that_was_killed_at_its_start_begins_anew(resume, tmp_path, monkeypatch):
+    (tmp_path / "vmapped").mkdir()
+    (tmp_path / "vmapped" / ".lock").touch()
+    (tmp_path / "vmapped" / "config.tmp").write_text("{")
+    main(monkeypatch, f"--vmap --epochs 1 --run-dir {tmp_path} {resume}")
+    assert len(json.loads((tmp_path / "records.json").read_text())) == 2
 
 
 def test_a_sweep_too_large_for_the_memory(tmp_path, monkeypatch, capsys):
