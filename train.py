@@ -11,7 +11,7 @@ an epoch), TensorBoard events, checkpoints, curves.png, weights.safetensors and 
 last line on standard output is a JSON object with the result.
 """
 
-from training.interrupt import Interrupt, Stopped
+from training.interrupt import Interrupt, Stopped, before_each
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -46,6 +46,7 @@ from training.network import (
     Network,
     TrainState,
     check_finite,
+    compile_steps,
     compiled,
     count_parameters,
     device_mesh,
@@ -55,7 +56,7 @@ from training.network import (
     on_every_device,
     step_metrics,
 )
-from training.progress import EpochBar, FirstCall, header
+from training.progress import EpochBar, FirstCall, header, say
 from training.run import WEIGHTS, Run, RunError
 
 
@@ -89,7 +90,7 @@ def run(
     count, prepare = compiled(make_count_correct(network)), compiled(network.eval_state)
     key = jax.random.key(experiment.seed)
     with Run(experiment, config, preset, data) as folder:
-        print(header(preset, network, folder.folder), flush=True)
+        say(header(preset, network, folder.folder))
         draw = jax.jit(partial(first_state, network, optimizer))
         state = train(
             experiment,
@@ -97,7 +98,9 @@ def run(
             folder,
             on_every_device(draw(np.uint32(experiment.seed)), mesh),
             lambda state, batch: step(state, batch, key, {}),
-            lambda state: evaluate(count, prepare(state), source.evaluation(), source.in_flight),
+            lambda state, check: evaluate(
+                count, prepare(state), before_each(check, source.evaluation()), source.in_flight
+            ),
             interrupt,
         )
         model = nnx.merge(network.train_graph, state.params, state.batch_stats)
@@ -169,18 +172,6 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
     return train_step
 
 
-def compile_steps(train_step: Callable[..., Any], stacked: bool) -> Callable[..., Any]:
-    """Compiles the step, which reuses the state's buffers, for one batch, or to scan a stack.
-
-    XLA runs convolutions many times slower inside a loop on a CPU: there, each batch is one call.
-    """
-
-    def train_steps(state: Any, batches: Batch, *rest: Any) -> tuple[Any, jax.Array]:
-        return jax.lax.scan(lambda state, batch: train_step(state, batch, *rest), state, batches)
-
-    return compiled(train_steps if stacked else train_step, donate_argnums=0)
-
-
 def make_count_correct(network: Network) -> Callable[[nnx.State, Batch], jax.Array]:
     """Counts the images of a batch with the right class first, and among the first five."""
 
@@ -218,7 +209,7 @@ def train(
     folder: Run,
     state: Any,
     train_steps: Callable[[Any, Batch], tuple[Any, jax.Array]],
-    evaluate: Callable[[Any], np.ndarray],
+    evaluate: Callable[[Any, Callable[[], None]], np.ndarray],
     interrupt: Interrupt | None = None,
     batches: Callable[[int], Any] | None = None,
 ) -> Any:
@@ -233,6 +224,13 @@ def train(
     steps = source.steps_per_epoch
     state, step = folder.restore(state, steps)
     done = step - len(folder.metrics) * steps  # steps of the epoch that is not in the metrics yet
+
+    def stop_if_signalled() -> None:
+        if interrupt.number:
+            folder.save(state, step)
+            message = f"Stopped at step {step} (epoch {epoch})."
+            raise Stopped(message, 128 + interrupt.number, folder.folder)
+
     with closing((batches or partial(source.training, experiment.seed))(step)) as stream:
         for epoch in range(len(folder.metrics) + 1, experiment.epochs + 1):
             start, resumed_at, compiled = time.perf_counter(), done, train_steps.seconds
@@ -247,10 +245,7 @@ def train(
                     step, done = step + len(losses), done + len(losses)
                     bar.update(len(losses))
                     interrupt.can_save = True  # the step is compiled, and there is a state
-                    if interrupt.number:
-                        folder.save(state, step)
-                        message = f"Stopped at step {step} (epoch {epoch})."
-                        raise Stopped(message, 128 + interrupt.number, folder.folder)
+                    stop_if_signalled()
                 compiled = train_steps.seconds - compiled  # 0 after the first epoch
                 start += compiled
                 rate = (done - resumed_at) * experiment.batch_size / (time.perf_counter() - start)
@@ -258,7 +253,7 @@ def train(
                     folder.save(state, step)  # before the evaluation, which may be long
                 metrics: dict[str, Any] = {"epoch": epoch, "step": step}
                 metrics |= epoch_means(state.sums, steps, experiment.batch_size)
-                top1, top5 = np.moveaxis(evaluate(state), -1, 0)
+                top1, top5 = np.moveaxis(evaluate(state, stop_if_signalled), -1, 0)
                 metrics[f"{source.evaluated_on}_accuracy"] = top1.tolist()
                 metrics[f"{source.evaluated_on}_top5"] = top5.tolist()
                 metrics["hyperparameters"] = experiment.hyperparameters(step - 1, steps)
@@ -287,13 +282,14 @@ def main() -> None:
     command.prepare_process()
     about = "Trains a Binarized Neural Network with Bop."
     preset, options = command.parse("train.py", PRESETS, DEFAULT_PRESET, Options, about)
+    INTERRUPT.deadline = options.run.stop_within
     try:
         result = run(options.experiment, options.run, preset, INTERRUPT)
     except (ValueError, OSError, RunError) as error:
         sys.exit(f"train.py: {error}")
     except Stopped as stopped:
         command.end("train.py", stopped, stopped.folder)
-    print(json.dumps(result))
+    say(json.dumps(result))
 
 
 if __name__ == "__main__":

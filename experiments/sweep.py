@@ -9,7 +9,7 @@ over γ, τ and the key. The sweep's folder holds records.json, a list of one re
 and figure1.png; if seeds alone vary, figure2.png. --run-dir and --resume resume a stopped sweep.
 """
 
-from training.interrupt import Interrupt, Stopped
+from training.interrupt import Interrupt, Stopped, before_each
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -40,12 +40,14 @@ from training.config import Experiment, ImageNet, RunConfig, to_json
 from training.data import Batch
 from training.network import (
     TrainState,
+    compile_steps,
     compiled,
     device_mesh,
     first_state,
     make_network,
     on_every_device,
 )
+from training.progress import say
 from training.records import result_record, write_json
 from training.run import Run, RunError, holds_something, new_folder
 
@@ -153,7 +155,7 @@ def make_program(sweep: Sweep, data: Any) -> Program:
         source,
         mesh,
         jax.vmap(partial(first_state, network, optimizer)),
-        train.compile_steps(steps, source.stacked),
+        compile_steps(steps, source.stacked),
         compiled(jax.vmap(network.eval_state)),
         compiled(jax.vmap(train.make_count_correct(network), in_axes=(0, None))),
     )
@@ -201,10 +203,10 @@ def train_networks(
         folder,
         states,
         lambda states, batch: program.train_steps(states, batch, *rest),
-        lambda states: train.evaluate(
+        lambda states, check: train.evaluate(
             program.count_correct,
             program.eval_states(states),
-            source.evaluation(),
+            before_each(check, source.evaluation()),
             source.in_flight,
         ),
         interrupt,
@@ -297,7 +299,7 @@ def run(sweep: Sweep, preset: str = "own", interrupt: Interrupt | None = None) -
     for number, (name, group) in enumerate(groups.items(), 1):
         in_turn = f"network {number} of {len(lanes)}, {name}"
         title = f"{len(lanes)} networks in one program" if sweep.vmap else in_turn
-        print(f"{preset}: {title}, {folder}", flush=True)
+        say(f"{preset}: {title}, {folder}")
         experiment = sweep.experiment if sweep.vmap else group[0].experiment(sweep.experiment)
         config = replace(sweep.run, run_dir=folder / name, resume=name in started)
         with Run(experiment, config, preset, data, sweep.metadata(group)) as run_folder:
@@ -325,6 +327,7 @@ def main() -> None:
     command.prepare_process()
     about = "Trains a preset at several γ, τ or seeds, as in the paper's Figure 1."
     preset, sweep = command.parse("-m experiments.sweep", PRESETS, DEFAULT_PRESET, Sweep, about)
+    INTERRUPT.deadline = sweep.run.stop_within
     try:
         result = run(sweep, preset, INTERRUPT)
     except (ValueError, OSError, RunError) as error:
@@ -332,7 +335,7 @@ def main() -> None:
     except Stopped as stopped:
         folder = stopped.folder and stopped.folder.parent
         command.end("-m experiments.sweep", stopped, folder)
-    print(json.dumps(result))
+    say(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python -m tests.faults kills 200     # kills a run at a random time and resumes 
 
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,6 +111,35 @@ def kill_until_done(folder: Path, draw: random.Random, longest: float = 12) -> i
     raise RuntimeError("the run made no progress")
 
 
+# ---- Signals -------------------------------------------------------------------------------------
+
+
+def signal_once(folder: Path, number: int, seconds: float) -> str:
+    """Signals a new run after some seconds; says how it ended.
+
+    Returns:
+        "done" for a run that was done before the signal; "saved" or "unsaved" for one that ended
+        with the signal's status and a line that says so; else the status and the whole output.
+    """
+    process = subprocess.Popen(
+        command(folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+    lines = output.splitlines()
+    if process.returncode == 0:
+        return "done"
+    if process.returncode == 128 + number and "Traceback" not in output:
+        if "Resume with" in lines[-2:]:
+            return "saved"
+        if lines[-1:] == ["Stopped at once, without a checkpoint."]:
+            return "unsaved"
+    return f"status {process.returncode}: {output}"
+
+
 def command(folder: Path) -> list[str]:
     """The command that starts a run, or resumes the one that is there."""
     resume = ["--resume"] if folder.exists() else []
@@ -141,6 +171,13 @@ def main() -> None:
             found = flip_bits(whole / "checkpoints", number)
             print(f"{number} bits: {dict(found)}")
             sys.exit(found["wrong"])
+        if kind == "signals":
+            found = Counter[str]()
+            for i in range(number):
+                which = draw.choice([signal.SIGINT, signal.SIGTERM])
+                found[signal_once(Path(temporary, str(i)), which, draw.uniform(0, 12))] += 1
+            print(f"{number} signals: {dict(found)}")
+            sys.exit(bool(found.keys() - {"done", "saved", "unsaved"}))
         kills = runs = 0
         while kills < number:
             runs += 1

@@ -57,7 +57,9 @@ def build(experiment: Experiment, data: Any, devices=None) -> Steps:
     mesh = networks.device_mesh(devices)
     source = data.batches(experiment.batch_size, mesh)
     network = networks.make_network(experiment, data)
-    step = train.compile_steps(train.make_train_step(experiment, network, source), source.stacked)
+    step = networks.compile_steps(
+        train.make_train_step(experiment, network, source), source.stacked
+    )
     return Steps(mesh=mesh, source=source, network=network, step=step, experiment=experiment)
 
 

@@ -1,9 +1,15 @@
 """The checkpoints of a run, each with a checksum of every array."""
 
+import errno
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +19,7 @@ from bop_optax import check_binary
 
 Tree = TypeVar("Tree")
 CHECKSUMS = "checksums"  # the array in a checkpoint that holds them
+MARGIN = 2**20  # bytes for its description, and for the other files of a run
 
 
 class DamagedCheckpoint(Exception):
@@ -28,7 +35,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int | None = None):
-        absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax raises its errors, too
+        for name in ("absl", "asyncio"):  # Orbax raises its errors, too
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = _unraisable
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder,
@@ -43,11 +52,19 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: Any, step: int) -> None:
-        """Starts to write a checkpoint; returns when `state` may be donated to the next step."""
+        """Starts to write a checkpoint; returns when `state` may be donated to the next step.
+
+        Raises:
+            OSError: if this checkpoint, or the one before, could not be written.
+        """
         if step != self._manager.latest_step():
             arrays = jax.tree.map(jnp.copy, leaves_by_name(state)[0])
             arrays[CHECKSUMS] = checksums(arrays)
-            self._manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
+            needed = sum(array.nbytes for array in arrays.values())
+            if shutil.disk_usage(self._folder).free < needed + MARGIN:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+            with self._writing():
+                self._manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
 
     def read(self, step: int, template: dict[str, Any] | None = None) -> dict[str, jax.Array]:
         """Reads the arrays of a checkpoint by name.
@@ -106,14 +123,34 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for unfinished checkpoints."""
-        self._manager.close()
+        """Waits for unfinished checkpoints.
+
+        Raises:
+            OSError: if one could not be written.
+        """
+        with self._writing():
+            self._manager.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns the errors of Orbax and TensorStore, maybe of a save before, into an OSError."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"{self._folder} cannot be written ({reason})") from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Hides what TensorStore reports of its other writes when one has failed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def leaves_by_name(state: Any) -> tuple[dict[str, jax.Array], Any]:

@@ -150,9 +150,9 @@ def _check_members(preset: str, experiment: Experiment, arguments: list[str]) ->
 
 
 def end(program: str, stopped: Stopped, folder: Path | None) -> NoReturn:
-    """Ends a stopped process; if a signal stopped it, prints the command that resumes."""
+    """Ends a stopped process; prints the command that resumes, if the run can be resumed."""
     print(stopped, file=sys.stderr)
-    if stopped.status > 128 and folder is not None:
+    if folder is not None:
         arguments = sys.argv[1:]
         if not any(argument.startswith("--run-dir") for argument in arguments):
             arguments.append(f"--run-dir={folder}")

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.records import naming
+
 
 def evaluated_on(metrics: Sequence[dict[str, Any]]) -> str:
     """Name of the split that a run evaluates after each epoch: "validation" or "test"."""
@@ -52,4 +54,5 @@ def plot_curves(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     for axes in (accuracy, flips):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=150)
+    with naming(path):
+        figure.savefig(path, dpi=150)

@@ -1,12 +1,19 @@
-"""A thread handles Ctrl-C and SIGTERM, so that they work while XLA compiles too."""
+"""A thread handles Ctrl-C and SIGTERM, so that they work while XLA compiles too.
+
+The process saves and ends. If it does not within `Interrupt.deadline` seconds, as in a collective
+whose other hosts are gone, it ends without a checkpoint.
+"""
 
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+Item = TypeVar("Item")
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -23,6 +30,13 @@ class Stopped(Exception):
         self.status, self.folder = status, folder
 
 
+def before_each(check: Callable[[], None], items: Iterable[Item]) -> Iterator[Item]:
+    """Yields items, and calls `check` before each."""
+    for item in items:
+        check()
+        yield item
+
+
 class Interrupt:
     """The first signal asks a run to save and stop; a second one ends the process at once.
 
@@ -31,11 +45,13 @@ class Interrupt:
     Attributes:
         number: the signal that arrived, 0 before.
         can_save: False while a run has nothing to save; a signal then ends the process at once.
+        deadline: seconds from the first signal to the end of the process, at most.
     """
 
     def __init__(self):
         self.number = 0
         self.can_save = False
+        self.deadline = 120.0
         self._since = 0.0
 
     def watch(self) -> "Interrupt":
@@ -58,12 +74,19 @@ class Interrupt:
         if self.number and time.monotonic() - self._since < 1:
             return  # a supervisor may signal the process, and then its group
         if self.number or not self.can_save:
-            print("\nStopped at once, without a checkpoint.", file=sys.stderr, flush=True)
-            os._exit(128 + number)
+            self._end(number, "Stopped at once, without a checkpoint.")
         self.number, self._since = number, time.monotonic()
+        message = f"Nothing ended within {self.deadline:g} s: stopped, without a checkpoint."
+        late = threading.Timer(self.deadline, self._end, [number, message])
+        late.daemon = True
+        late.start()
         print(
             "\nStopping after the steps already started. "
             "A second signal stops at once, without a checkpoint.",
             file=sys.stderr,
             flush=True,
         )
+
+    def _end(self, number: int, message: str) -> None:
+        print(f"\n{message}", file=sys.stderr, flush=True)
+        os._exit(128 + number)

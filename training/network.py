@@ -17,6 +17,7 @@ from bop_optax.packing import pack
 from bop_optax.processor import compiler_options
 from bop_optax.summary import Totals, summary
 from training.config import Experiment
+from training.data import Batch
 from training.data.augment import scale
 from training.interrupt import Stopped
 
@@ -132,6 +133,18 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     if jax.default_backend() == "cpu":
         options["compiler_options"] = compiler_options()
     return jax.jit(function, **options)
+
+
+def compile_steps(train_step: Callable[..., Any], stacked: bool) -> Callable[..., Any]:
+    """Compiles the step, which reuses the state's buffers, for one batch, or to scan a stack.
+
+    XLA runs convolutions many times slower inside a loop on a CPU: there, each batch is one call.
+    """
+
+    def train_steps(state: Any, batches: Batch, *rest: Any) -> tuple[Any, jax.Array]:
+        return jax.lax.scan(lambda state, batch: train_step(state, batch, *rest), state, batches)
+
+    return compiled(train_steps if stacked else train_step, donate_argnums=0)
 
 
 def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run prints: a header, a finished line for each epoch, a live bar below on a terminal."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,14 @@ def header(preset: str, network: Network, folder: Path) -> str:
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     first = f"{preset}: {binary:,} binary + {real:,} real, {devices}, {here}"
     return f"{first}\n{totals(network)}"
+
+
+def say(text: str) -> None:
+    """Prints a line; a closed standard output, as of `train.py | head -1`, does not end the run."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class FirstCall:
@@ -79,8 +88,8 @@ class EpochBar:
         """Removes the bar and prints the epoch's line, after one on compiling if there was any."""
         self._bar.close()
         if metrics["compile_seconds"] >= 0.1:
-            print(f"compiled in {metrics['compile_seconds']:.1f} s", flush=True)
-        print(f"{self._title}: {summary(metrics)}", flush=True)
+            say(f"compiled in {metrics['compile_seconds']:.1f} s")
+        say(f"{self._title}: {summary(metrics)}")
 
 
 def summary(metrics: dict[str, Any]) -> str:

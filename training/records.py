@@ -145,12 +145,22 @@ def check_record(record: dict[str, Any]) -> Experiment:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the path into an error that has none, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path, mode: str) -> Iterator[IO[Any]]:
     """Writes to a second file and renames it, so that a killed process leaves no half of a file."""
     partial = path.with_suffix(".tmp")
-    with partial.open(mode) as file:
-        yield file
-    partial.replace(path)
+    with naming(path):
+        with partial.open(mode) as file:
+            yield file
+        partial.replace(path)
 
 
 def write_json(path: Path, record: Any) -> None:

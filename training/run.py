@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import jax
-from tensorboardX import SummaryWriter
-
 from training.checkpoints import Checkpoints, DamagedCheckpoint
 from training.config import Experiment, RunConfig
+from training.events import Events
+from training.interrupt import Stopped
 from training.records import (
     MACHINE,
     describe,
+    naming,
     read_json,
     replacing,
     result_record,
@@ -76,7 +76,7 @@ class Run:
         if not (self.folder / "config.json").exists():
             write_json(self.folder / "config.json", sealed(self.description))
         self._checkpoints: Checkpoints | None = None
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
 
     def _check_same(self, experiment: Experiment, extra_metadata: dict[str, Any]) -> None:
         path = self.folder / "config.json"
@@ -122,7 +122,8 @@ class Run:
         write_json(self.folder / "config.json", sealed(self.description))
         with replacing(self.folder / "metrics.jsonl", "w") as file:
             file.writelines(json.dumps(sealed(m)) + "\n" for m in self.metrics)
-        self._events = SummaryWriter(str(self.folder), purge_step=epochs + 1)
+        with naming(self.folder):
+            self._events = Events(self.folder, epochs + 1)
         return state, step
 
     def _newest_sound(
@@ -162,12 +163,11 @@ class Run:
         if self._events is None:
             raise RuntimeError("restore() opens a run for writing: call it before log()")
         self.metrics.append(metrics)
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        path = self.folder / "metrics.jsonl"
+        with naming(path), path.open("a") as file:
             file.write(json.dumps(sealed(metrics)) + "\n")
-        for path, number in jax.tree_util.tree_leaves_with_path(metrics):
-            tag = jax.tree_util.keystr(path, simple=True, separator="/")
-            self._events.add_scalar(tag, number, metrics["epoch"])
-        self._events.flush()
+        with naming(self.folder):
+            self._events.add(metrics)
 
     def save(self, state: Any, step: int) -> None:
         """Starts to write a checkpoint; returns when `state` may be donated to the next step."""
@@ -193,12 +193,21 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Waits for unfinished checkpoints and releases the folder."""
-        if self._checkpoints is not None:
-            self._checkpoints.close()
-        if self._events is not None:
-            self._events.close()
+        """Waits for unfinished checkpoints and releases the folder.
+
+        Raises:
+            Stopped: for a file that could not be written; the run can be resumed.
+        """
+        try:
+            if self._checkpoints is not None:
+                self._checkpoints.close()
+            if self._events is not None:
+                self._events.close()
+        except OSError as failure:
+            error = error or failure
         self._lock.close()
+        if isinstance(error, OSError):
+            raise Stopped(f"{error}: stopped.", folder=self.folder) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

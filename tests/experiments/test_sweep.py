@@ -21,7 +21,14 @@ from experiments.sweep import Lane, Sweep
 from training.config import BinaryNet, Experiment, ImageNet, LatentAdam, Schedule, from_json
 from training.data.memory import digits
 from training.interrupt import Interrupt
-from training.network import device_mesh, epoch_means, first_state, make_network, on_every_device
+from training.network import (
+    compile_steps,
+    device_mesh,
+    epoch_means,
+    first_state,
+    make_network,
+    on_every_device,
+)
 from training.records import check_record
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
@@ -69,7 +76,7 @@ def train_alone(experiment: Experiment, order_seed: int, steps: int):
     optimizer = train.make_optimizer(experiment, network.labels, source.steps_per_epoch)
     first = jax.jit(partial(first_state, network, optimizer))(np.uint32(experiment.seed))
     state = on_every_device(first, mesh)
-    step = train.compile_steps(train.make_train_step(experiment, network, source), False)
+    step = compile_steps(train.make_train_step(experiment, network, source), False)
     losses = []
     with closing(source.training(order_seed)) as batches:
         for batch in islice(batches, steps):

@@ -17,6 +17,8 @@ interrupt = Interrupt().watch()
 interrupt.can_save = sys.argv[1] == "can save"
 if "unblocked" in sys.argv:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+if "deadline" in sys.argv:
+    interrupt.deadline = 0.5
 print("ready", flush=True)
 time.sleep(float(sys.argv[2]))
 print(interrupt.number, flush=True)
@@ -60,6 +62,15 @@ def test_a_second_signal_ends_at_once():
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.endswith("Stopped at once, without a checkpoint.\n")
+
+
+def test_a_process_that_hangs_ends_at_the_deadline():
+    """As in a collective whose other hosts are gone."""
+    process = start("can save", 60, "deadline")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert errors.endswith("Nothing ended within 0.5 s: stopped, without a checkpoint.\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

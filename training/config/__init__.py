@@ -133,12 +133,15 @@ class RunConfig:
     """Epochs from one checkpoint to the next."""
     keep: int = 2
     """Number of checkpoints that are kept, the newest ones."""
+    stop_within: float = 120
+    """Seconds from Ctrl-C or SIGTERM to the end of the process, at most."""
 
     def __post_init__(self):
         if isinstance(self.run_dir, str):
             object.__setattr__(self, "run_dir", Path(self.run_dir))
         for name in ("checkpoint_epochs", "keep"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.stop_within > 0, "stop_within", "above 0", self.stop_within)
         if self.resume and self.run_dir is None:
             raise ValueError("--run-dir must be given with --resume")
 

@@ -1,0 +1,105 @@
+"""Full disks, limits, folders that vanish, a closed standard output: one message, or no harm."""
+
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import faults
+
+LIMITS = [1, 16, 30, 64, 100]  # KiB of a file
+SIZES = [40, 300, 1100]  # KiB of a disk
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("disk") / "whole"
+    faults.train_to_the_end(folder)
+    return folder
+
+
+def assert_one_message(process: subprocess.CompletedProcess[str], folder: Path) -> None:
+    """Status 1, a line that names the file, and the command that resumes if there is a run."""
+    lines = process.stderr.splitlines()
+    assert process.returncode == 1, process.stderr
+    assert str(folder) in lines[0]
+    if lines[0].endswith(": stopped."):
+        assert lines[1:] == ["Resume with", f"  python {' '.join(resuming(folder))}"]
+    else:
+        assert len(lines) == 1
+
+
+def resuming(folder: Path) -> list[str]:
+    return ["train.py", *faults.OPTIONS, "--run-dir", str(folder), "--resume"]
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=faults.ROOT, capture_output=True, text=True, **options)
+
+
+def limit(kibibytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kibibytes,) * 2)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("kibibytes", LIMITS)
+def test_a_limit_of_the_size_of_a_file(kibibytes, whole, tmp_path):
+    folder = tmp_path / "run"
+    process = run(faults.command(folder), preexec_fn=lambda: limit(kibibytes))
+    assert_one_message(process, folder)
+    if kibibytes > 1:
+        subprocess.run([sys.executable, *resuming(folder)], cwd=faults.ROOT, check=True)
+        assert not faults.differences(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run([*UNSHARE, "true"], capture_output=True).returncode != 0,
+    reason="no disk can be mounted here",
+)
+@pytest.mark.parametrize("kibibytes", SIZES)
+def test_a_full_disk(kibibytes, whole, tmp_path):
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size={kibibytes}k tmpfs {disk}"
+    script = f'{mount}; "$@"; status=$?; cp -r {disk} {kept}; exit $status'
+    folder = disk / "run"
+    process = run([*UNSHARE, "sh", "-c", script, "sh", *faults.command(folder)])
+    assert_one_message(process, folder)
+    shutil.copytree(kept, disk, dirs_exist_ok=True)
+    subprocess.run([sys.executable, *resuming(folder)], cwd=faults.ROOT, check=True)
+    assert not faults.differences(folder, whole)
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    folder = tmp_path / "run"
+    command = [*faults.command(folder), "--epochs=1000"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=faults.ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("epoch 1/"):
+            assert process.poll() is None
+        shutil.rmtree(folder, ignore_errors=True)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert re.match(rf".*{folder}.*: stopped\.\nResume with\n  python train.py .*\n$", errors)
+
+
+def test_a_closed_standard_output_does_not_end_a_run(whole, tmp_path):
+    folder = tmp_path / "run"
+    with subprocess.Popen(
+        faults.command(folder), cwd=faults.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+    assert not faults.differences(folder, whole)
