@@ -69,8 +69,10 @@ class Dataset:
             )
         object.__setattr__(self, "mean", _per_channel("mean", self.mean, self.image_shape[-1]))
         object.__setattr__(self, "std", _per_channel("std", self.std, self.image_shape[-1]))
-        if np.min(self.std) <= 0:
-            raise ValueError(f"std must be above 0, got {self.std}")
+        if not np.isfinite(self.mean).all():
+            raise ValueError(f"mean must be finite, got {self.mean}")
+        if not 0 < np.min(self.std) <= np.max(self.std) < np.inf:
+            raise ValueError(f"std must be above 0 and finite, got {self.std}")
         largest = int(max(self.train_labels.max(), self.test_labels.max()))
         if self.num_classes is None:
             object.__setattr__(self, "num_classes", largest + 1)

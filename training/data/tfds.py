@@ -20,6 +20,16 @@ import numpy as np
 from training.data.memory import Dataset
 from training.machine import cache_folder
 
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of the names of files
+FEATURES = {  # the classes of the two data sets
+    f"tensorflow_datasets.core.features.{module}"
+    for module in (
+        "class_label_feature.ClassLabel",
+        "features_dict.FeaturesDict",
+        "image_feature.Image",
+        "text_feature.Text",
+    )
+}
 SPLITS = {"cifar10": ("train", "test"), "imagenet2012": ("train", "validation")}
 
 
@@ -48,7 +58,7 @@ def how_to_prepare(name: str, data_dir: Path) -> str:
 
 
 def find(name: str, data_dir: Path) -> tuple[Path, dict[str, int]]:
-    """Finds a prepared data set, the newest version, and checks that every shard is in place.
+    """Finds a prepared data set: the newest version of which every shard is in place.
 
     Args:
         name: "cifar10" or "imagenet2012".
@@ -59,7 +69,8 @@ def find(name: str, data_dir: Path) -> tuple[Path, dict[str, int]]:
 
     Raises:
         FileNotFoundError: if the data is missing, incomplete, or of a format that does not read
-            without TensorFlow; the message names the steps that prepare it.
+            without TensorFlow, and if its description names other Python classes than TFDS's
+            features, since reading would import them; the message names the steps that prepare it.
     """
     versions = [p.parent for p in (data_dir / name).glob("*/dataset_info.json")]
     if not versions:
@@ -67,12 +78,27 @@ def find(name: str, data_dir: Path) -> tuple[Path, dict[str, int]]:
             f"{name} is not prepared in {data_dir}: no {name}/VERSION/dataset_info.json there."
             + how_to_prepare(name, data_dir)
         )
-    folder = max(versions, key=_version)
+    faults = []
+    for folder in sorted(versions, key=_version, reverse=True):
+        try:
+            return folder, _numbers(name, folder, data_dir)
+        except FileNotFoundError as error:
+            faults.append(error)
+    raise faults[0]
+
+
+def _numbers(name: str, folder: Path, data_dir: Path) -> dict[str, int]:
+    """The number of records of each split in a folder; FileNotFoundError if it is not sound."""
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
+        info = json.loads((folder / "dataset_info.json").read_bytes())
         lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        templates = {s.get("filepathTemplate", TEMPLATE) for s in info["splits"]}
         file_format = info.get("fileFormat", "tfrecord")
-    except (ValueError, KeyError, TypeError) as error:
+        if templates != {TEMPLATE} or info["name"] != name:
+            raise ValueError(f"it names other files: {info['name']}, {', '.join(templates)}")
+        if min((min(n, default=0) for n in lengths.values()), default=0) < 0:
+            raise ValueError("a shard has fewer than no records")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise FileNotFoundError(
             f"{folder}/dataset_info.json is damaged ({error})." + how_to_prepare(name, data_dir)
         ) from error
@@ -94,7 +120,26 @@ def find(name: str, data_dir: Path) -> tuple[Path, dict[str, int]]:
             + " missing."
             + how_to_prepare(name, data_dir)
         )
-    return folder, {split: sum(lengths[split]) for split in SPLITS[name]}
+    try:
+        foreign = _classes(json.loads((folder / "features.json").read_bytes())) - FEATURES
+        if foreign:
+            raise ValueError(f"it names {', '.join(sorted(foreign))}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise FileNotFoundError(
+            f"{folder} is damaged (features.json: {error}): delete it."
+            + how_to_prepare(name, data_dir)
+        ) from error
+    return {split: sum(lengths[split]) for split in SPLITS[name]}
+
+
+def _classes(features: Any) -> set[str]:
+    """The Python classes that a features.json names; TFDS imports the module of each."""
+    if isinstance(features, list):
+        return set().union(*map(_classes, features))
+    if not isinstance(features, dict):
+        return set()
+    own = {str(value) for key, value in features.items() if key in ("pythonClassName", "type")}
+    return own.union(*map(_classes, features.values()))
 
 
 def _version(folder: Path) -> list[int]:
@@ -173,8 +218,10 @@ def _read_cache(cache: Path, numbers: dict[str, int]) -> dict[str, Any] | None:
             arrays = {name: stored[name] for name in stored.files}
         for split, number in numbers.items():
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-            if images.dtype != np.uint8 or not len(images) == number == len(labels):
+            if (images.dtype, images.shape) != (np.uint8, (number, 32, 32, 3)):
                 raise ValueError(f"{split} has {images.dtype} images of shape {images.shape}")
+            if labels.shape != (number,) or labels.min() < 0 or labels.max() > 9:
+                raise ValueError(f"{split} has labels of shape {labels.shape}, or out of 0 to 9")
         return arrays
     except (
         OSError,

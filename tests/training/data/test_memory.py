@@ -316,7 +316,10 @@ def test_a_source_may_be_closed(data, mesh):
     ("options", "message"),
     [
         ({"mean": (1, 2, 3)}, "mean must be a number, or one for each of the 1 channels"),
+        ({"mean": np.nan}, "mean must be finite, got nan"),
         ({"std": np.zeros(1)}, "std must be above 0"),
+        ({"std": np.nan}, "std must be above 0 and finite, got nan"),
+        ({"std": np.inf}, "std must be above 0 and finite, got inf"),
     ],
 )
 def test_scaling_that_does_not_fit(options, message):

@@ -184,6 +184,73 @@ def test_damaged_info(data_dir):
         load(data_dir)
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b'{"splits": 1}', b"[" * 10**5, b""])
+def test_other_damaged_infos(data_dir, content):
+    (data_dir / "cifar10" / "3.0.2" / "dataset_info.json").write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=r"dataset_info.json is damaged"):
+        load(data_dir)
+
+
+def split(name: str, length: str, **more: str) -> dict:
+    return {"name": name, "shardLengths": [length], **more}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "../cifar10"},
+        {
+            "splits": [
+                {"name": s, "shardLengths": ["1"], "filepathTemplate": "../{SPLIT}"}
+                for s in NUMBERS
+            ]
+        },
+        {"splits": [{"name": s, "shardLengths": ["-1"]} for s in NUMBERS]},
+    ],
+)
+def test_names_are_no_paths(data_dir, changes):
+    edit_info(data_dir, **changes)
+    with pytest.raises(FileNotFoundError, match=r"dataset_info.json is damaged"):
+        load(data_dir)
+
+
+def test_no_module_that_features_json_names_is_imported(data_dir, tmp_path, monkeypatch):
+    """TFDS imports the module of every class that the file names."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = data_dir / "cifar10" / "3.0.2" / "features.json"
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["label"]["pythonClassName"] = "evil.Feature"
+    path.write_text(json.dumps(features))
+    message = r"is damaged \(features.json: it names evil.Feature\): delete it"
+    with pytest.raises(FileNotFoundError, match=message):
+        load(data_dir)
+    path.write_text(json.dumps({"type": "evil.Feature", "content": "{}"}))
+    with pytest.raises(FileNotFoundError, match=message):
+        load(data_dir)
+
+
+def test_a_newer_version_that_is_not_sound_hides_no_sound_one(data_dir, images):
+    (data_dir / "cifar10" / "4.0.0").mkdir()
+    (data_dir / "cifar10" / "4.0.0" / "dataset_info.json").write_text("junk")
+    np.testing.assert_array_equal(load(data_dir).train_images, images["train"])
+    shard(data_dir, "test").unlink()
+    with pytest.raises(FileNotFoundError, match=r"4.0.0/dataset_info.json is damaged"):
+        load(data_dir)
+
+
+@pytest.mark.parametrize("array", ["train_images", "test_labels"])
+def test_a_cache_of_other_shapes_is_rebuilt(data_dir, images, array, capsys):
+    load(data_dir)
+    (cache,) = (data_dir / "cache").glob("*.npz")
+    with np.load(cache) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays[array] = arrays[array][..., None]
+    np.savez(cache, **arrays)
+    np.testing.assert_array_equal(load(data_dir).train_images, images["train"])
+    assert "is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("damage", ["truncated", "too few"])
 def test_damaged_records(data_dir, images, damage):
     path = shard(data_dir, "train")
