@@ -38,7 +38,7 @@ from training.command import prepare_process
 from training.config import Experiment, to_json
 from training.config.data import data_from_name
 from training.config.ranges import require
-from training.records import check_record, read_record, write_json
+from training.records import check_record, read_record, sealed, write_json
 from training.run import RunError
 
 
@@ -278,7 +278,7 @@ def write_seed(comparison: Comparison, method: str, seed: int) -> float:
     with locked(comparison.folder / ".lock"):
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            write_json(path, record)
+            write_json(path, sealed(record))
     return record["result"]["test_accuracy"]
 
 

@@ -27,7 +27,7 @@ from experiments.presets import PRESETS
 from experiments.workers import run_network
 from training.command import end, prepare_process
 from training.config import Experiment
-from training.records import read_record, write_json
+from training.records import read_record, sealed, write_json
 from training.run import RunError
 
 # What changes the preset.
@@ -90,7 +90,7 @@ def accuracies(options: Options, interrupt: Interrupt) -> dict[str, list[float]]
             _, record = read_record(run / "result.json")
             path = options.folder / "results" / place.with_suffix(".json")
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, record)
+            write_json(path, sealed(record))
     return reached
 
 

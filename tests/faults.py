@@ -1,7 +1,9 @@
-"""Faults on purpose, counted: bits flipped in checkpoints, runs killed and resumed.
+"""Faults on purpose, counted: bits flipped, files mutated, runs killed or signalled.
 
-python -m tests.faults bits 1200     # flips one bit of a checkpoint, 1200 times
-python -m tests.faults kills 200     # kills a run at a random time and resumes it, 200 times
+python -m tests.faults bits 1200       # flips one bit of a checkpoint, 1200 times
+python -m tests.faults mutations 2000  # changes each file of a run in one place, 2000 times
+python -m tests.faults kills 200       # kills a run at a random time and resumes it, 200 times
+python -m tests.faults signals 200     # sends Ctrl-C or SIGTERM at a random time, 200 times
 """
 
 import random
@@ -11,7 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from bop_optax.saving import load
 from training.checkpoints import Checkpoints, DamagedCheckpoint
-from training.run import read_metrics
+from training.records import read_json, read_metrics, read_record
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ["--width=8", "--units=32", "--batch-size=24", "--epochs=6"]
@@ -74,6 +79,76 @@ def outcome(folder: Path, arrays: dict[str, jax.Array], step: int) -> str:
             return "refused"
     equal = (np.array_equal(found[name], array) for name, array in arrays.items())
     return "unharmed" if all(equal) else "wrong"
+
+
+# ---- Mutated files -------------------------------------------------------------------------------
+
+
+def mutate(path: Path, reader: Callable[[Path], Any], number: int, seed: int = 0) -> Counter[str]:
+    """Changes a file in one place, `number` times, and reads it.
+
+    Args:
+        path: the file; it is as it was in the end.
+        reader: reads it, and raises ValueError or OSError if it is not sound.
+        number: number of changes.
+        seed: draws them.
+
+    Returns:
+        How often the file was "refused", "unharmed" (the values are as they were), "wrong".
+    """
+    draw, content, sound = random.Random(seed), path.read_bytes(), reader(path)
+    found = Counter[str]()
+    for _ in range(number):
+        path.write_bytes(changed(content, draw))
+        try:
+            found["unharmed" if same(reader(path), sound) else "wrong"] += 1
+        except (ValueError, OSError):
+            found["refused"] += 1
+    path.write_bytes(content)
+    return found
+
+
+def changed(content: bytes, draw: random.Random) -> bytes:
+    """The content with a flipped bit, with up to eight bytes replaced, inserted or removed; cut."""
+    start = draw.randrange(len(content))
+    end, new = start + draw.randrange(1, 9), draw.randbytes(draw.randrange(1, 9))
+    kind = draw.choice(["flip", "replace", "insert", "remove", "cut"])
+    if kind == "flip":
+        end, new = start + 1, bytes([content[start] ^ 1 << draw.randrange(8)])
+    elif kind == "insert":
+        end = start
+    elif kind == "remove":
+        new = b""
+    elif kind == "cut":
+        end, new = len(content), b""
+    return content[:start] + new + content[end:]
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Whether two values are equal."""
+    if isinstance(theirs, dict) and any(isinstance(v, np.ndarray) for v in theirs.values()):
+        equal = (np.array_equal(ours[name], array) for name, array in theirs.items())
+        return ours.keys() == theirs.keys() and all(equal)
+    return ours == theirs
+
+
+def all_records(path: Path, number: int) -> list[dict[str, Any]]:
+    """The records of a run; raises ValueError if some are not sound."""
+    records = read_metrics(path)
+    if len(records) != number:
+        raise ValueError(f"{len(records)} records of {number}")
+    return records
+
+
+def readers(run: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
+    """The files of a run, and what reads them."""
+    weights = load(run / "weights.safetensors")
+    return {
+        "weights": (run / "weights.safetensors", lambda path: load(path, weights)),
+        "configuration": (run / "config.json", read_json),
+        "metrics": (run / "metrics.jsonl", partial(all_records, number=6)),
+        "results": (run / "result.json", lambda path: read_record(path)[1]),
+    }
 
 
 # ---- Kills ---------------------------------------------------------------------------------------
@@ -171,6 +246,13 @@ def main() -> None:
             found = flip_bits(whole / "checkpoints", number)
             print(f"{number} bits: {dict(found)}")
             sys.exit(found["wrong"])
+        if kind == "mutations":
+            wrong = 0
+            for name, (path, reader) in readers(whole).items():
+                found = mutate(path, reader, number)
+                print(f"{name}: {number} mutations: {dict(found)}", flush=True)
+                wrong += found["wrong"]
+            sys.exit(wrong)
         if kind == "signals":
             found = Counter[str]()
             for i in range(number):

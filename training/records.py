@@ -84,15 +84,10 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(record: dict[str, Any]) -> dict[str, Any]:
-    """The record that `sealed` got.
-
-    Raises:
-        ValueError: for one that was changed since.
-        KeyError: for one without a checksum.
-    """
+    """The record that `sealed` got; raises ValueError for one that was changed since."""
     record = dict(record)
-    if record.pop("crc32") != _checksum(record):
-        raise ValueError("it was changed since it was written: restore it, or delete its crc32")
+    if record.pop("crc32", None) != _checksum(record):
+        raise ValueError("it was changed since it was written")
     return record
 
 
@@ -101,10 +96,10 @@ def _checksum(record: dict[str, Any]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object, and checks it if it has a checksum.
+    """Reads a JSON object with a checksum.
 
     Raises:
-        ValueError: for another file, and for an object that was changed.
+        ValueError: for another file, and for an object that was changed since it was written.
         OSError: for a file that cannot be read.
     """
     try:
@@ -113,7 +108,21 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(record, dict):
         raise ValueError("it holds no JSON object")
-    return unsealed(record) if "crc32" in record else record
+    return unsealed(record)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl up to the first line that is not as it was written."""
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+        try:
+            record = unsealed(json.loads(line))
+            if record["epoch"] != number:
+                break
+        except (ValueError, LookupError, TypeError, RecursionError):
+            break
+        records.append(record)
+    return records
 
 
 def read_record(path: Path) -> tuple[Experiment, dict[str, Any]]:

@@ -26,7 +26,7 @@ from experiments.methods import METHODS, at_point, on_edge
 from experiments.presets import PRESETS
 from training.config import Schedule, from_json
 from training.interrupt import Interrupt, Stopped
-from training.records import read_record
+from training.records import check_record, read_record, sealed, write_json
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,8 @@ def test_the_methods_are_those_of_the_records():
         assert len(points) == compare.grid_size(grid)
         best = dict(zip(grid, max(points, key=points.__getitem__), strict=True))
         for seed in (1, 2, 3):
-            recorded, _ = read_record(RESULTS / method / f"seed{seed}.json")
+            record = json.loads((RESULTS / method / f"seed{seed}.json").read_text())
+            recorded = check_record(record)
             assert dataclasses.replace(at_point(experiment, best), seed=seed) == recorded
 
 
@@ -319,7 +320,8 @@ def test_a_run_that_another_worker_trains_is_awaited(tmp_path, monkeypatch):
             entered.set()
             time.sleep(0.5)
             folder.mkdir()
-            shutil.copy(RESULTS / "bop-linear" / "seed1.json", folder / "result.json")
+            record = json.loads((RESULTS / "bop-linear" / "seed1.json").read_text())
+            write_json(folder / "result.json", sealed(record))
 
     thread = threading.Thread(target=other)
     thread.start()

@@ -18,6 +18,7 @@ from experiments.presets import PRESETS
 from training.config import BinaryNet, Digits, ImageNet, LatentAdam, RunConfig, Schedule, to_json
 from training.data.augment import scale
 from training.data.memory import digits
+from training.records import sealed, write_json
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
 SEED = Path(latent_weights.__file__).with_name("results") / "runs" / "digits-bop" / "seed0.json"
@@ -134,11 +135,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 def test_runs_that_cannot_be_evaluated(tmp_path, monkeypatch):
     record = json.loads(SEED.read_text())
-    (tmp_path / "result.json").write_text(json.dumps(record))
+    write_json(tmp_path / "result.json", sealed(record))
     with pytest.raises(SystemExit, match="was trained by Bop: it has no latent weights"):
         main(monkeypatch, tmp_path)
     record["config"] |= {"optimizer": to_json(LatentAdam()), "data": to_json(ImageNet())}
-    (tmp_path / "result.json").write_text(json.dumps(record))
+    write_json(tmp_path / "result.json", sealed(record))
     with pytest.raises(SystemExit, match="imagenet2012 does not fit into memory"):
         main(monkeypatch, tmp_path)
     with pytest.raises(SystemExit, match=r"experiments.latent_weights: .*No such file"):

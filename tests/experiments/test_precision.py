@@ -10,7 +10,7 @@ from experiments import precision
 from experiments.presets import PRESETS
 from training.config import to_json
 from training.interrupt import Interrupt
-from training.records import read_record
+from training.records import read_record, sealed, write_json
 
 RECORD = Path("experiments/results/runs/digits-bop/seed0.json")
 DIGITS = PRESETS["digits-bop"][1]
@@ -25,7 +25,7 @@ def test_every_setting_has_its_records(tmp_path, monkeypatch):
         record = json.loads(RECORD.read_text()) | {"config": to_json(experiment)}
         record["result"]["test_accuracy"] = reached[-1]
         folder.mkdir()
-        (folder / "result.json").write_text(json.dumps(record))
+        write_json(folder / "result.json", sealed(record))
         return reached[-1]
 
     monkeypatch.setattr(precision, "run_network", train)

@@ -22,6 +22,14 @@ def test_no_flipped_bit_is_restored(whole):
     assert found["refused"] > 20
 
 
+@pytest.mark.parametrize("name", ["weights", "configuration", "metrics", "results"])
+def test_no_mutated_file_is_read(whole, name):
+    path, reader = faults.readers(whole)[name]
+    found = faults.mutate(path, reader, 300)
+    assert found["wrong"] == 0
+    assert found["refused"] > 30
+
+
 @pytest.mark.slow
 def test_killed_runs_end_as_one_never_killed(whole, tmp_path):
     draw, kills = random.Random(0), 0
