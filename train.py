@@ -34,30 +34,33 @@ import optax
 import tyro
 from flax import nnx
 
-from bop_optax.saving import save
 from experiments.presets import DEFAULT_PRESET, PRESETS
 from training import command
 from training.config import Experiment, RunConfig
-from training.curves import plot_curves
 from training.data import Batch
 from training.data.augment import augment
 from training.loss import make_losses
 from training.network import (
+    Extremes,
     Network,
     TrainState,
     check_finite,
+    check_skipped,
     compile_steps,
     compiled,
     count_parameters,
     device_mesh,
     epoch_means,
     first_state,
+    joined,
+    largest,
     make_network,
     on_every_device,
+    skip_unless,
     step_metrics,
 )
 from training.progress import EpochBar, FirstCall, header, say
-from training.run import WEIGHTS, Run, RunError
+from training.run import Run, RunError, again_from_checkpoint
 
 
 def run(
@@ -104,24 +107,8 @@ def run(
             interrupt,
         )
         model = nnx.merge(network.train_graph, state.params, state.batch_stats)
-        save(model, folder.folder / WEIGHTS)
-        plot_curves(folder.metrics, folder.folder / "curves.png")
         seconds = time.perf_counter() - start
-        if config.resume:  # the epochs of all processes, without their start
-            seconds = sum(m["seconds"] for m in folder.metrics)
-        kinds = ("accuracy", "top5") if data.num_classes > 10 else ("accuracy",)
-        names = [f"{data.evaluated_on}_{kind}" for kind in kinds]
-        result = {
-            "preset": preset,
-            **{name: folder.metrics[-1][name] for name in names},
-            "epochs": experiment.epochs,
-            "seconds": round(seconds, 2),
-            "compile_seconds": round(sum(m.get("compile_seconds", 0) for m in folder.metrics), 2),
-            "binary_parameters": count_parameters(network)[0],
-            "run_dir": str(folder.folder),
-        }
-        folder.write_result(result)
-    return result
+        return folder.finish(model, data, seconds, count_parameters(network)[0])
 
 
 # ---- Optimizer, a step, an evaluation ------------------------------------------------------------
@@ -137,7 +124,7 @@ def make_optimizer(
 
 
 def make_train_step(experiment: Experiment, network: Network, source: Any) -> Callable[..., Any]:
-    """A pure step (state, batch, key, initial) → (state, loss).
+    """A pure step (state, batch, key, initial) → (state, extremes).
 
     `key` draws the augmentation. `initial` holds first values of hyperparameters, as in
     {"gamma": 1e-3}, that replace those of the configuration: a sweep vmaps over both.
@@ -146,7 +133,10 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
 
     def train_step(
         state: TrainState, batch: Batch, key: jax.Array, initial: dict[str, Any]
-    ) -> tuple[TrainState, jax.Array]:
+    ) -> tuple[TrainState, Extremes]:
+        first = state.step % source.steps_per_epoch == 0
+        sums = jax.tree.map(lambda total: jnp.where(first, 0, total), state.sums)
+        state = state._replace(sums=sums)
         augment_key = jax.random.fold_in(key, state.step)
         images = augment(augment_key, batch.images, experiment.pad, experiment.flip)
 
@@ -165,9 +155,12 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
 
         correct = (logits.argmax(-1) == batch.labels) & batch.mask
         metrics = step_metrics(loss, jnp.sum(correct), state.params, params, network.labels)
-        first = state.step % source.steps_per_epoch == 0
-        sums = jax.tree.map(lambda total, x: jnp.where(first, 0, total) + x, state.sums, metrics)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, sums), loss
+        sums = jax.tree.map(jnp.add, sums, metrics)
+        after = TrainState(state.step + 1, params, batch_stats, opt_state, sums)
+        extremes = Extremes(loss, largest(grads), largest(batch_stats), largest(params))
+        if experiment.nonfinite == "skip":
+            after = skip_unless(extremes.are_finite(), state, after)
+        return after, extremes
 
     return train_step
 
@@ -203,12 +196,13 @@ def evaluate(
 # ---- The loop ------------------------------------------------------------------------------------
 
 
+@again_from_checkpoint
 def train(
     experiment: Experiment,
     source: Any,
     folder: Run,
     state: Any,
-    train_steps: Callable[[Any, Batch], tuple[Any, jax.Array]],
+    train_steps: Callable[[Any, Batch], tuple[Any, Extremes]],
     evaluate: Callable[[Any, Callable[[], None]], np.ndarray],
     interrupt: Interrupt | None = None,
     batches: Callable[[int], Any] | None = None,
@@ -236,14 +230,16 @@ def train(
             start, resumed_at, compiled = time.perf_counter(), done, train_steps.seconds
             with EpochBar(epoch, experiment.epochs, steps, experiment.batch_size, done) as bar:
                 while done < steps:
-                    losses = []
+                    seen = []
                     for batch in islice(stream, min(source.dispatched, steps - done)):
-                        state, loss = train_steps(state, batch)
-                        losses.append(loss)
-                    losses = (np.concatenate if source.stacked else np.stack)(losses)
-                    check_finite(losses, step, epoch)
-                    step, done = step + len(losses), done + len(losses)
-                    bar.update(len(losses))
+                        state, extremes = train_steps(state, batch)
+                        seen.append(extremes)
+                    extremes = joined(seen, source.stacked)
+                    number = len(extremes.loss)
+                    if experiment.nonfinite != "skip":
+                        check_finite(extremes, step, epoch)
+                    step, done = step + number, done + number
+                    bar.update(number)
                     interrupt.can_save = True  # the step is compiled, and there is a state
                     stop_if_signalled()
                 compiled = train_steps.seconds - compiled  # 0 after the first epoch
@@ -253,6 +249,7 @@ def train(
                     folder.save(state, step)  # before the evaluation, which may be long
                 metrics: dict[str, Any] = {"epoch": epoch, "step": step}
                 metrics |= epoch_means(state.sums, steps, experiment.batch_size)
+                check_skipped(metrics["skipped"], steps, epoch)
                 top1, top5 = np.moveaxis(evaluate(state, stop_if_signalled), -1, 0)
                 metrics[f"{source.evaluated_on}_accuracy"] = top1.tolist()
                 metrics[f"{source.evaluated_on}_top5"] = top5.tolist()

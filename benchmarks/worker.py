@@ -142,7 +142,7 @@ def step(networks: int = 1, **options: Any) -> Job:
         loss = jnp.zeros([])
         for _ in range(steps):
             for i in range(networks):
-                states[i], loss = training.step(states[i], *rest)
+                states[i], (loss, *_) = training.step(states[i], *rest)
         jax.block_until_ready(states)
         return {"loss": finite(float(loss))}
 
@@ -165,7 +165,7 @@ def sweep(networks: int, **options: Any) -> Job:
         nonlocal states
         losses = jnp.zeros([])
         for _ in range(steps):
-            states, losses = step(states, *rest)
+            states, (losses, *_) = step(states, *rest)
         jax.block_until_ready(states)
         return {"loss": finite(float(jnp.mean(losses)))}
 
@@ -228,7 +228,7 @@ def whole_run(unit: str = "epoch", cached: bool = True, **options: Any) -> Job:
     def steps(number: int) -> None:
         nonlocal state, loss
         for i, batch in enumerate(islice(batches, number), 1):
-            state, loss = training.step(state, batch, key, {})
+            state, (loss, *_) = training.step(state, batch, key, {})
             if i % source.dispatched == 0:
                 jax.block_until_ready(loss)
 

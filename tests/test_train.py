@@ -48,8 +48,10 @@ class Steps(SimpleNamespace):
         for _, batch in zip(
             range(number), self.source.training(self.experiment.seed, first), strict=False
         ):
-            state, loss = self.step(state, batch, key, {})
-            losses.append(np.asarray(loss))  # one step at a time, as InMemory on several devices
+            state, extremes = self.step(state, batch, key, {})
+            losses.append(
+                np.asarray(extremes.loss)
+            )  # one at a time, as InMemory on several devices
         return state, np.array(losses)
 
 
@@ -184,13 +186,13 @@ def test_masked_images_count_neither_in_the_loss_nor_in_the_accuracy(data, one_e
     losses, correct = [], []
     for wrong in (0, 1):  # the label of a masked image changes nothing
         other = jnp.where(mask, labels, (labels + wrong) % 10)
-        after, loss = step(state, Batch(images, other, mask), jax.random.key(0), {})
-        losses.append(float(loss))
+        after, extremes = step(state, Batch(images, other, mask), jax.random.key(0), {})
+        losses.append(float(extremes.loss))
         correct.append(int(after.sums["correct"]))
     assert losses[0] == losses[1]
     assert correct[0] == correct[1] <= 16
     _, whole = step(state, Batch(images, labels, mask | True), jax.random.key(0), {})
-    assert float(whole) != losses[0]
+    assert float(whole.loss) != losses[0]
 
 
 def test_a_limited_number_of_evaluation_batches_is_in_flight(monkeypatch):
@@ -233,7 +235,7 @@ def test_the_scan_of_accelerators_equals_steps_one_by_one(data, one_epoch, monke
     state = jax.tree.map(jnp.asarray, before)
     state, scanned = steps.step(state, three, jax.random.key(0), {})
     assert state.step == 3
-    np.testing.assert_allclose(scanned, losses[:3], rtol=1e-3)
+    np.testing.assert_allclose(scanned.loss, losses[:3], rtol=1e-3)
 
 
 def test_first_values_of_hyperparameters_can_be_arguments_of_the_step(data, one_epoch):
@@ -277,12 +279,64 @@ def test_gamma_decays_in_stairs(data):
         assert values == pytest.approx({"gamma": gamma, "threshold": 1e-7, "learning_rate": 0.01})
 
 
+def extremes(*, shape=(3,), **values):
+    ones = {name: np.ones(shape) for name in networks.Extremes._fields}
+    return networks.Extremes(**ones | {k: np.array(v) for k, v in values.items()})
+
+
 def test_a_loss_that_is_not_finite_names_its_step():
-    networks.check_finite(np.array([1.0, 2.0]), 0, 1)
+    networks.check_finite(extremes(), 0, 1)
     with pytest.raises(Stopped, match=r"The loss is nan at step 12 \(epoch 3\)"):
-        networks.check_finite(np.array([1.0, np.nan, np.inf]), 10, 3)
+        networks.check_finite(extremes(loss=[1.0, np.nan, np.inf]), 10, 3)
     with pytest.raises(Stopped, match="The loss of network 2 is inf at step 1 "):
-        networks.check_finite(np.array([[1.0, np.inf]]), 0, 1)
+        networks.check_finite(extremes(shape=(1, 2), loss=[[1.0, np.inf]]), 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("gradients", "gradient"), ("statistics", "statistic"), ("weights", "weight")],
+)
+def test_other_numbers_that_are_not_finite_name_their_step(name, words):
+    later = extremes(loss=[1.0, 1.0, np.nan], **{name: [1.0, np.inf, 1.0]})
+    with pytest.raises(Stopped, match=rf"The largest {words} is inf at step 2 \(epoch 1\)"):
+        networks.check_finite(later, 0, 1)
+    one = extremes(shape=(1, 2), **{name: [[1.0, np.nan]]})
+    with pytest.raises(Stopped, match=rf"The largest {words} of network 2 is nan at step 6 "):
+        networks.check_finite(one, 5, 1)
+
+
+def test_the_largest_magnitude():
+    tree = {
+        "a": jnp.array([1.0, -3.0]),
+        "b": jnp.array([[2.0]]),
+        "n": jnp.array([9]),
+        "e": jnp.zeros(0),
+    }
+    assert networks.largest(tree) == 3
+    assert networks.largest({"n": jnp.array([9])}) == 0
+    assert networks.largest(tree | {"c": jnp.array([1, -np.inf], jnp.bfloat16)}) == np.inf
+    assert jnp.isnan(networks.largest(tree | {"c": jnp.array([np.nan, np.inf])}))
+
+
+def test_a_step_that_is_skipped_changes_nothing(data, one_epoch):
+    """NaN parameters make gradients NaN; the sums of the epoch before are dropped all the same."""
+    *_, after, _ = one_epoch
+    steps = build(replace(TINY, nonfinite="skip"), data)
+    batch = next(steps.source.training(0))
+    step = jax.jit(train.make_train_step(steps.experiment, steps.network, steps.source))
+    sound = jax.tree.map(jnp.asarray, after)
+    same, seen = step(sound, batch, jax.random.key(0), {})
+    assert seen.are_finite()
+    assert (same.sums["skipped"], same.step) == (0, sound.step + 1)
+    bad_params = jax.tree.map(lambda x: x * jnp.nan if x.ndim == 1 else x, sound.params)
+    bad = sound._replace(params=bad_params)
+    kept, seen = step(bad, batch, jax.random.key(0), {})
+    assert not seen.are_finite()
+    assert (kept.sums["skipped"], kept.sums["correct"], kept.step) == (1, 0, sound.step + 1)
+    for name in ("params", "batch_stats", "opt_state"):
+        ours, theirs = jax.tree.leaves(getattr(kept, name)), jax.tree.leaves(getattr(bad, name))
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 RARER = ("Bop2ndOrder", "Cema", "Bold", "ProbBop", "threshold decay")

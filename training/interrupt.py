@@ -30,6 +30,10 @@ class Stopped(Exception):
         self.status, self.folder = status, folder
 
 
+class NotFinite(Stopped):
+    """A run with a number that is not finite."""
+
+
 def before_each(check: Callable[[], None], items: Iterable[Item]) -> Iterator[Item]:
     """Yields items, and calls `check` before each."""
     for item in items:

@@ -19,7 +19,7 @@ from bop_optax.summary import Totals, summary
 from training.config import Experiment
 from training.data import Batch
 from training.data.augment import scale
-from training.interrupt import Stopped
+from training.interrupt import NotFinite
 
 
 class TrainState(NamedTuple):
@@ -30,6 +30,22 @@ class TrainState(NamedTuple):
     batch_stats: nnx.State
     opt_state: optax.OptState
     sums: dict[str, Any]
+
+
+class Extremes(NamedTuple):
+    """What tells that a step went wrong: the loss, and the largest magnitude of other numbers.
+
+    A sign hides a NaN from the loss; here it stays visible.
+    """
+
+    loss: Any
+    gradients: Any
+    statistics: Any
+    weights: Any
+
+    def are_finite(self) -> jax.Array:
+        """True if all four are."""
+        return jnp.isfinite(jnp.stack(self)).all(0)
 
 
 class Network(NamedTuple):
@@ -141,7 +157,7 @@ def compile_steps(train_step: Callable[..., Any], stacked: bool) -> Callable[...
     XLA runs convolutions many times slower inside a loop on a CPU: there, each batch is one call.
     """
 
-    def train_steps(state: Any, batches: Batch, *rest: Any) -> tuple[Any, jax.Array]:
+    def train_steps(state: Any, batches: Batch, *rest: Any) -> tuple[Any, Extremes]:
         return jax.lax.scan(lambda state, batch: train_step(state, batch, *rest), state, batches)
 
     return compiled(train_steps if stacked else train_step, donate_argnums=0)
@@ -162,7 +178,23 @@ def step_metrics(
     loss: jax.Array, correct: jax.Array, before: Any, after: Any, labels: Any
 ) -> dict[str, Any]:
     """What each step adds to `TrainState.sums`, by the names of metrics.jsonl."""
-    return {"loss": loss, "correct": correct} | flip_metrics(before, after, labels)
+    zero = jnp.zeros([], jnp.int32)
+    flipped = flip_metrics(before, after, labels)
+    return {"loss": loss, "correct": correct, "skipped": zero} | flipped
+
+
+def skip_unless(finite: jax.Array, before: TrainState, after: TrainState) -> TrainState:
+    """The state after a step; if the step is not finite, that before it, with the step counted."""
+    kept = jax.tree.map(partial(jnp.where, finite), after, before)
+    skipped = before.sums["skipped"] + (~finite).astype(jnp.int32)
+    return kept._replace(step=after.step, sums=kept.sums | {"skipped": skipped})
+
+
+def largest(tree: Any) -> jax.Array:
+    """The largest magnitude in a tree, float32; NaN if a number is NaN, 0 without numbers."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    maxima = [jnp.max(jnp.abs(x)).astype(jnp.float32) for x in leaves if x.size]
+    return jnp.max(jnp.stack([jnp.zeros([]), *maxima]))
 
 
 def flip_metrics(before: Any, after: Any, labels: Any) -> dict[str, dict[str, jax.Array]]:
@@ -177,19 +209,43 @@ def flip_metrics(before: Any, after: Any, labels: Any) -> dict[str, dict[str, ja
 def epoch_means(sums: dict[str, Any], steps: int, batch_size: int) -> dict[str, Any]:
     """Means over the first `steps` steps of an epoch; of several networks, a list of each."""
     sums = jax.device_get(sums)
-    correct = sums.pop("correct")
+    correct, skipped = sums.pop("correct"), sums.pop("skipped")
     means = jax.tree.map(lambda total: (total / steps).tolist(), sums)
-    return means | {"train_accuracy": (correct / (steps * batch_size)).tolist()}
+    accuracy = (correct / (steps * batch_size)).tolist()
+    return means | {"train_accuracy": accuracy, "skipped": skipped.tolist()}
 
 
-def check_finite(losses: np.ndarray, step: int, epoch: int) -> None:
-    """Raises Stopped for the first loss, of (steps,) or (steps, networks), that is not finite."""
-    bad = np.argwhere(~np.isfinite(losses))
+def joined(extremes: Sequence[Extremes], stacked: bool) -> Extremes:
+    """Those of several calls of the step, (steps,) or (steps, networks), on the host."""
+    join = np.concatenate if stacked else np.stack
+    return Extremes(*(join(values) for values in zip(*extremes, strict=True)))
+
+
+def check_finite(extremes: Extremes, step: int, epoch: int) -> None:
+    """Raises NotFinite for the first step, of (steps,) or (steps, networks), that is not finite."""
+    bad = np.argwhere(~np.isfinite(np.stack(extremes, -1)))
     if bad.size:
-        network = f" of network {bad[0][1] + 1}" if losses.ndim == 2 else ""
-        raise Stopped(
-            f"The loss{network} is {losses[tuple(bad[0])]} at step {step + bad[0][0] + 1} "
-            f"(epoch {epoch}): stopped. Lower --learning-rate, or look at the data."
+        number, *network, which = bad[0]
+        name = (
+            "The loss",
+            "The largest gradient",
+            "The largest statistic",
+            "The largest weight",
+        )[which]
+        of = f" of network {network[0] + 1}" if network else ""
+        value = extremes[which][tuple(bad[0][:-1])]
+        raise NotFinite(
+            f"{name}{of} is {value} at step {step + number + 1} (epoch {epoch}): stopped. "
+            "Lower --learning-rate, or look at the data."
+        )
+
+
+def check_skipped(skipped: int | list[int], steps: int, epoch: int) -> None:
+    """Raises NotFinite if all steps of an epoch were skipped, those of one network at least."""
+    if np.max(skipped) == steps:
+        raise NotFinite(
+            f"All {steps} steps of epoch {epoch} were skipped, since they were not finite: "
+            "stopped. Lower --learning-rate, or look at the data."
         )
 
 

@@ -102,4 +102,5 @@ def summary(metrics: dict[str, Any]) -> str:
     return (
         f"loss {np.mean(metrics['loss']):.3f}, {accuracies}, "
         f"flips {np.mean(metrics['flip_ratio']['all']):.1e}, {metrics['seconds']:.1f} s"
+        + (f", {np.sum(metrics['skipped'])} skipped" if np.any(metrics.get("skipped", 0)) else "")
     )

@@ -5,27 +5,34 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from flax import nnx
+
+from bop_optax.saving import save
 from training.checkpoints import Checkpoints, DamagedCheckpoint
 from training.config import Experiment, RunConfig
+from training.curves import plot_curves
 from training.events import Events
-from training.interrupt import Stopped
+from training.interrupt import NotFinite, Stopped
 from training.records import (
     MACHINE,
     describe,
     naming,
     read_json,
+    read_metrics,
     replacing,
     result_record,
     sealed,
-    unsealed,
     write_json,
 )
 
 Tree = TypeVar("Tree")
+State = TypeVar("State")
 WEIGHTS = "weights.safetensors"
 
 
@@ -108,10 +115,15 @@ class Run:
 
         Raises:
             RunError: if no checkpoint is sound, or if one is further than `epochs`.
+            Stopped: if it is called again, since `state` is gone, and there is no checkpoint.
         """
+        again = self._checkpoints is not None
+        self._close()
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self._config.keep)
         records = read_metrics(self.folder / "metrics.jsonl")
         state, step = self._newest_sound(self._checkpoints, state, records, steps_per_epoch)
+        if again and not step:
+            raise Stopped("There is no checkpoint yet.")
         epochs = step // steps_per_epoch
         self.metrics = records[:epochs]
         if len(records) > epochs:
@@ -179,10 +191,48 @@ class Run:
         """True for the epochs after which `save` is due."""
         return epoch % self._config.checkpoint_epochs == 0 or epoch == self._epochs
 
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Writes result.json, the whole run in one file."""
+    def finish(
+        self, model: nnx.Module, data: Any, seconds: float, binary_parameters: int
+    ) -> dict[str, Any]:
+        """Writes the weights, the curves and result.json, the whole run in one file.
+
+        Args:
+            model: the trained network.
+            data: what it was evaluated on.
+            seconds: those of this process; a resumed run gets the sum of its epochs.
+            binary_parameters: number of binary weights.
+
+        Returns:
+            What result.json holds under "result".
+        """
+        save(model, self.folder / WEIGHTS)
+        plot_curves(self.metrics, self.folder / "curves.png")
+        if self._config.resume:  # the epochs of all processes, without their start
+            seconds = sum(m["seconds"] for m in self.metrics)
+        kinds = ("accuracy", "top5") if data.num_classes > 10 else ("accuracy",)
+        names = [f"{data.evaluated_on}_{kind}" for kind in kinds]
+        compile_seconds = sum(m.get("compile_seconds", 0) for m in self.metrics)
+        result = {
+            "preset": self.description["preset"],
+            **{name: self.metrics[-1][name] for name in names},
+            "epochs": self._epochs,
+            "seconds": round(seconds, 2),
+            "compile_seconds": round(compile_seconds, 2),
+            "binary_parameters": binary_parameters,
+            "run_dir": str(self.folder),
+        }
         record = result_record(self.description, result, self.metrics)
         write_json(self.folder / "result.json", sealed(record))
+        return result
+
+    def _close(self) -> None:
+        """Waits for unfinished checkpoints, and closes all files but the lock."""
+        checkpoints, events = self._checkpoints, self._events
+        self._checkpoints = self._events = None
+        if checkpoints is not None:
+            checkpoints.close()
+        if events is not None:
+            events.close()
 
     def __enter__(self) -> Self:
         return self
@@ -193,35 +243,18 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Waits for unfinished checkpoints and releases the folder.
+        """Closes the files and releases the folder.
 
         Raises:
             Stopped: for a file that could not be written; the run can be resumed.
         """
         try:
-            if self._checkpoints is not None:
-                self._checkpoints.close()
-            if self._events is not None:
-                self._events.close()
+            self._close()
         except OSError as failure:
             error = error or failure
         self._lock.close()
         if isinstance(error, OSError):
             raise Stopped(f"{error}: stopped.", folder=self.folder) from error
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl up to the first line that is not as it was written."""
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try:
-            record = unsealed(json.loads(line))
-            if record["epoch"] != number:
-                break
-        except (ValueError, LookupError, TypeError, RecursionError):
-            break
-        records.append(record)
-    return records
 
 
 def check_records(records: list[dict[str, Any]], step: int, steps_per_epoch: int) -> None:
@@ -276,3 +309,25 @@ def holds_something(folder: Path) -> bool:
     """Whether a folder has more than what a process leaves that is killed at its start."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
     return any(file.suffix != ".tmp" and file.name != ".lock" for file in files)
+
+
+def again_from_checkpoint(train: Callable[..., State]) -> Callable[..., State]:
+    """Lets a training loop go on from its last checkpoint after numbers that are not finite.
+
+    Only if `nonfinite` of its first argument, the experiment, is "restore". A fault of the machine
+    does not come again; one of the data or of a learning rate does, and then ends the run.
+    """
+
+    @wraps(train)
+    def again(experiment: Experiment, *args: Any, **kwargs: Any) -> State:
+        faults: set[str] = set()
+        while True:
+            try:
+                return train(experiment, *args, **kwargs)
+            except NotFinite as error:
+                if experiment.nonfinite != "restore" or str(error) in faults:
+                    raise
+                faults.add(str(error))
+                print(f"{error}\nTraining on from the last checkpoint.", file=sys.stderr)
+
+    return again

@@ -63,8 +63,8 @@ def train_steps(sweep: Sweep, program, lanes, steps: int):
     losses = []
     with closing(sweeps.training_batches(sweep, program.source, lanes, 0)) as batches:
         for batch in islice(batches, steps):
-            states, loss = program.train_steps(states, batch, *rest)
-            losses.append(loss)
+            states, extremes = program.train_steps(states, batch, *rest)
+            losses.append(extremes.loss)
     return states, np.stack(losses)
 
 
@@ -80,8 +80,8 @@ def train_alone(experiment: Experiment, order_seed: int, steps: int):
     losses = []
     with closing(source.training(order_seed)) as batches:
         for batch in islice(batches, steps):
-            state, loss = step(state, batch, jax.random.key(experiment.seed), {})
-            losses.append(loss)
+            state, extremes = step(state, batch, jax.random.key(experiment.seed), {})
+            losses.append(extremes.loss)
     evaluated = jax.jit(network.eval_state)(state)
     count = jax.jit(train.make_count_correct(network))
     accuracies = train.evaluate(count, evaluated, source.evaluation())

@@ -96,6 +96,9 @@ class Experiment:
     """What gradients of one-bit products are rounded to: nothing, bfloat16, or 2 to 8 bits."""
     teacher: Path | None = None
     """Folder of a finished run, whose probabilities replace the labels in the loss."""
+    nonfinite: Literal["stop", "skip", "restore"] = "stop"
+    """What follows a loss, gradients, statistics or weights that are not finite: the run stops, the
+    step changes nothing, or the last checkpoint is trained on, once."""
     seed: int = 0
     """Seed ≥ 0 of the weights, the order of the images and the augmentation."""
 
