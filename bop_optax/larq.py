@@ -47,8 +47,9 @@ def from_larq(model: _Model, path: Path | str) -> _Model:
     Raises:
         TypeError: for a network that the Zoo does not have.
         ValueError: if a layer or a shape of the file is not the network's, for weights that are not
-            finite, for another kind of HDF5 file, for a packed network, and for latent weights with
-            another quantizer than that of the Zoo. The network is not changed then.
+            finite, for another kind of HDF5 file or one that refers to others, for a packed
+            network, and for latent weights with another quantizer than that of the Zoo. The network
+            is not changed then.
         OSError: for a file that cannot be read.
 
     Example:
@@ -88,13 +89,26 @@ def from_larq(model: _Model, path: Path | str) -> _Model:
 def _read(path: Path) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """The layers of a file: their names, and their arrays by name."""
     with h5py.File(path) as file:
+        if name := file.visititems_links(_link):
+            raise ValueError(f"{name} is a link, which may lead out of {path}")
         root: Any = file.get("model_weights", file)
         for layer in map(_text, root.attrs["layer_names"]):
             names = [_text(name) for name in root[layer].attrs["weight_names"]]
             yield (
                 layer,
-                {n.rpartition("/")[2].split(":")[0]: root[layer][n][()] for n in names},
+                {n.rpartition("/")[2].split(":")[0]: _array(root[layer][n]) for n in names},
             )
+
+
+def _link(name: str, link: Any) -> str | None:
+    """The name, if it is a link to another place; it then ends the visit."""
+    return None if isinstance(link, h5py.HardLink) else name
+
+
+def _array(dataset: Any) -> np.ndarray:
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name} lies in another file")
+    return dataset[()]
 
 
 def _text(name: bytes | str) -> str:

@@ -100,3 +100,22 @@ def test_packed_networks_are_not_read_into(tmp_path):
     write(tmp_path / "weights.h5", {"a": ("kernel", np.ones((2, 2)))})
     with pytest.raises(ValueError, match="the network is packed: read the weights first"):
         from_larq(pack(Dense()), tmp_path / "weights.h5")
+
+
+def test_files_that_refer_to_others(tmp_path):
+    """An HDF5 file can take its data from any file that the process may read."""
+    path, other = tmp_path / "weights.h5", tmp_path / "other.h5"
+    write(other, {"a": ("kernel", np.ones((2, 2)))})
+    write(path, {"a": ("kernel", np.ones((2, 2)))})
+    with h5py.File(path, "a") as file:
+        del file["a/a/kernel:0"]
+        file["a/a/kernel:0"] = h5py.ExternalLink("other.h5", "/a/a/kernel:0")
+    with pytest.raises(ValueError, match=r"a/a/kernel:0 is a link"):
+        from_larq(Dense(), path)
+    (tmp_path / "raw").write_bytes(np.ones((2, 2)).tobytes())
+    with h5py.File(path, "a") as file:
+        del file["a/a/kernel:0"]
+        external = [(str(tmp_path / "raw"), 0, 32)]
+        file["a"].create_dataset("a/kernel:0", (2, 2), "f8", external=external)
+    with pytest.raises(ValueError, match=r"/a/a/kernel:0 lies in another file"):
+        from_larq(Dense(), path)
