@@ -127,10 +127,7 @@ def open_imagenet(
     data_dir = tfds.data_directory(data_dir)
     folder, numbers = tfds.find("imagenet2012", data_dir)
     try:
-        for split, number in numbers.items():
-            counted = sum(map(_count_records, folder.glob(f"imagenet2012-{split}.array_record-*")))
-            if counted != number:
-                raise ValueError(f"{counted} {split} records, dataset_info.json lists {number}")
+        tfds.count_records("imagenet2012", folder, numbers)
         train, validation = (Records(folder, split) for split in numbers)
     except Exception as error:  # array_record and TFDS each raise their own
         raise FileNotFoundError(
@@ -139,18 +136,6 @@ def open_imagenet(
         ) from error
     workers = os.cpu_count() or 1 if workers is None else workers
     return ImageNet(train, validation, workers, bad_images, tfds.class_names(folder))
-
-
-def _count_records(path: Path) -> int:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    try:
-        reader = ArrayRecordReader(str(path))
-        number = reader.num_records()
-        reader.close()
-        return number
-    except RuntimeError as error:  # does not name the file
-        raise OSError(f"{path.name}: {error}") from error
 
 
 # ---- One image --------------------------------------------------------------------------------

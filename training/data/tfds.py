@@ -146,6 +146,26 @@ def _version(folder: Path) -> list[int]:
     return [int(part) if part.isdigit() else -1 for part in folder.name.split(".")]
 
 
+def count_records(name: str, folder: Path, numbers: dict[str, int]) -> None:
+    """Raises an error unless the files of each split hold as many records as its description says.
+
+    TFDS believes the description, and would leave records out.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    for split, number in numbers.items():
+        counted = 0
+        for path in sorted(folder.glob(f"{name}-{split}.array_record-*")):
+            try:
+                reader = ArrayRecordReader(str(path))
+                counted += reader.num_records()
+                reader.close()
+            except RuntimeError as error:  # does not name the file
+                raise OSError(f"{path.name}: {error}") from error
+        if counted != number:
+            raise ValueError(f"{counted} {split} records, dataset_info.json lists {number}")
+
+
 def class_names(folder: Path) -> tuple[str, ...] | None:
     """The classes' names in a prepared folder; None if it has no list of them."""
     names = folder / "label.labels.txt"
@@ -181,6 +201,7 @@ def load_cifar10(data_dir: Path | None = None, cache_dir: Path | None = None) ->
     if arrays is None:
         print(f"Decoding cifar10 into {cache} (once) ...", file=sys.stderr)
         try:
+            count_records("cifar10", folder, numbers)
             arrays = {k: v for s, n in numbers.items() for k, v in _decode(folder, s, n).items()}
         except Exception as error:  # array_record, PIL and TFDS each raise their own
             raise OSError(
@@ -197,8 +218,6 @@ def _decode(folder: Path, split: str, number: int) -> dict[str, Any]:
     absl.logging.set_verbosity("error")  # TFDS advises OpenCV at every start
     builder: Any = tfds.builder_from_directory(str(folder))
     source = builder.as_data_source(split)
-    if len(source) != number:
-        raise OSError(f"{split} has {len(source)} records, dataset_info.json lists {number}")
     parts = np.array_split(np.arange(number), max(number // 500, 1))
     with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter's lock
         decoded = pool.map(lambda part: [source[int(i)] for i in part], parts)

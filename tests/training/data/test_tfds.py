@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.faults import mutate
 from training.data import tfds
 from training.data.memory import Dataset
 from training.data.prepare import prepare
@@ -237,6 +238,22 @@ def test_a_newer_version_that_is_not_sound_hides_no_sound_one(data_dir, images):
     shard(data_dir, "test").unlink()
     with pytest.raises(FileNotFoundError, match=r"4.0.0/dataset_info.json is damaged"):
         load(data_dir)
+
+
+SLOW = pytest.param(2000, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("number", [100, SLOW])
+def test_no_mutated_description_gives_other_images(data_dir, number):
+    """A changed number of records is seen when they are decoded."""
+
+    def reader(path):
+        data = load(data_dir)
+        return {"train": data.train_images, "test": data.test_images}
+
+    found = mutate(data_dir / "cifar10" / "3.0.2" / "dataset_info.json", reader, number)
+    assert found["wrong"] == 0
+    assert found["refused"] > number / 2
 
 
 @pytest.mark.parametrize("array", ["train_images", "test_labels"])
