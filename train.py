@@ -79,9 +79,10 @@ def run(
 
     Raises:
         ValueError: for data, or a folder, that do not fit the configuration.
-        OSError: for files that cannot be read or written.
+        OSError: for data that cannot be read, and a folder that cannot be made.
         RunError: for a damaged run that cannot be resumed.
-        Stopped: after a signal, with a checkpoint saved, and after a loss that is not finite.
+        Stopped: after a signal, with a checkpoint saved; for a file that cannot be written; after
+            numbers that are not finite, as `experiment.nonfinite` says.
     """
     start = time.perf_counter()
     data = experiment.data.load()
@@ -212,7 +213,8 @@ def train(
     The same loop trains one network, or several stacked ones: every number then has a leading axis.
 
     Raises:
-        Stopped: after a signal, with a checkpoint saved, and after a loss that is not finite.
+        Stopped: after a signal, with a checkpoint saved.
+        NotFinite: after numbers that are not finite, as `experiment.nonfinite` says.
     """
     interrupt, train_steps = interrupt or Interrupt(), FirstCall(train_steps)
     steps = source.steps_per_epoch
