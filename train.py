@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before JAX starts its threads, which inherit the m
     INTERRUPT.watch()
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -35,10 +34,12 @@ import tyro
 from flax import nnx
 
 from experiments.presets import DEFAULT_PRESET, PRESETS
-from training import command
+from training import command, hosts
 from training.config import Experiment, RunConfig
 from training.data import Batch
 from training.data.augment import augment
+from training.devices import device_mesh, replicated
+from training.hosts import HostConfig
 from training.loss import make_losses
 from training.network import (
     Extremes,
@@ -49,18 +50,16 @@ from training.network import (
     compile_steps,
     compiled,
     count_parameters,
-    device_mesh,
     epoch_means,
     first_state,
     joined,
     largest,
     make_network,
-    on_every_device,
     skip_unless,
     step_metrics,
 )
 from training.progress import EpochBar, FirstCall, header, say
-from training.run import Run, RunError, again_from_checkpoint
+from training.run import Run, again_from_checkpoint
 
 
 def run(
@@ -95,12 +94,12 @@ def run(
     key = jax.random.key(experiment.seed)
     with Run(experiment, config, preset, data) as folder:
         say(header(preset, network, folder.folder))
-        draw = jax.jit(partial(first_state, network, optimizer))
+        draw = jax.jit(partial(first_state, network, optimizer), out_shardings=replicated(mesh))
         state = train(
             experiment,
             source,
             folder,
-            on_every_device(draw(np.uint32(experiment.seed)), mesh),
+            draw(np.uint32(experiment.seed)),
             lambda state, batch: step(state, batch, key, {}),
             lambda state, check: evaluate(
                 count, prepare(state), before_each(check, source.evaluation()), source.in_flight
@@ -222,10 +221,10 @@ def train(
     done = step - len(folder.metrics) * steps  # steps of the epoch that is not in the metrics yet
 
     def stop_if_signalled() -> None:
-        if interrupt.number:
+        if number := hosts.agreed(interrupt.number):
             folder.save(state, step)
             message = f"Stopped at step {step} (epoch {epoch})."
-            raise Stopped(message, 128 + interrupt.number, folder.folder)
+            raise Stopped(message, 128 + number, folder.folder)
 
     with closing((batches or partial(source.training, experiment.seed))(step)) as stream:
         for epoch in range(len(folder.metrics) + 1, experiment.epochs + 1):
@@ -243,6 +242,7 @@ def train(
                     step, done = step + number, done + number
                     bar.update(number)
                     interrupt.can_save = True  # the step is compiled, and there is a state
+                    folder.compare(state, step, number)
                     stop_if_signalled()
                 compiled = train_steps.seconds - compiled  # 0 after the first epoch
                 start += compiled
@@ -274,6 +274,7 @@ class Options:
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+    hosts: Annotated[HostConfig, tyro.conf.arg(name="")] = HostConfig()
 
 
 def main() -> None:
@@ -281,13 +282,10 @@ def main() -> None:
     command.prepare_process()
     about = "Trains a Binarized Neural Network with Bop."
     preset, options = command.parse("train.py", PRESETS, DEFAULT_PRESET, Options, about)
-    INTERRUPT.deadline = options.run.stop_within
-    try:
+    INTERRUPT.deadline, INTERRUPT.announce = options.run.stop_within, hosts.announce
+    with command.ending("train.py", options.run.debug):
+        hosts.connect(options.hosts)
         result = run(options.experiment, options.run, preset, INTERRUPT)
-    except (ValueError, OSError, RunError) as error:
-        sys.exit(f"train.py: {error}")
-    except Stopped as stopped:
-        command.end("train.py", stopped, stopped.folder)
     say(json.dumps(result))
 
 

@@ -23,14 +23,13 @@ from bop_optax.packing import pack
 from training import command
 from training.config import Experiment, from_json
 from training.data import Batch
+from training.devices import device_mesh, replicated
 from training.network import (
     TrainState,
     binary_layers,
     compiled,
-    device_mesh,
     first_state,
     make_network,
-    on_every_device,
 )
 from training.trained import load_run
 
@@ -222,7 +221,8 @@ def whole_run(unit: str = "epoch", cached: bool = True, **options: Any) -> Job:
     mesh, seed = device_mesh(), training.experiment.seed
     source = training.data.batches(training.experiment.batch_size, mesh)
     batches, key = source.training(seed), jax.random.key(seed)
-    state = on_every_device(jax.jit(training.first_state)(np.uint32(seed)), mesh)
+    draw = jax.jit(training.first_state, out_shardings=replicated(mesh))
+    state = draw(np.uint32(seed))
     loss = jnp.zeros([])
 
     def steps(number: int) -> None:

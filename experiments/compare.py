@@ -11,7 +11,7 @@ Any number of processes, on any number of machines, may run the same command: th
 and the database, and each takes the next run (docs/many_devices.md).
 """
 
-from training.interrupt import Interrupt, Stopped
+from training.interrupt import Interrupt
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -21,6 +21,8 @@ import json
 import statistics
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -34,12 +36,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.methods import METHODS, Point, at_point, grid_size, on_edge
 from experiments.workers import Trials, locked, open_storage, run_network, start_workers, work
-from training.command import prepare_process
+from training.command import ending, prepare_process
 from training.config import Experiment, to_json
 from training.config.data import data_from_name
 from training.config.ranges import require
 from training.records import check_record, read_record, sealed, write_json
-from training.run import RunError
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Comparison:
     """Seconds without a heartbeat after which another worker takes the run."""
     quiet: bool = False
     """Do not print the summary and the final JSON. Set for the processes that --workers starts."""
+    debug: bool = False
+    """Print the traceback of an error."""
 
     def __post_init__(self):
         object.__setattr__(self, "folder", self.folder.expanduser().absolute())
@@ -312,11 +315,20 @@ def warn_of_edges(best: dict[str, Point]) -> None:
 # ---- Command line --------------------------------------------------------------------------------
 
 
+@contextmanager
+def naming_database() -> Iterator[None]:
+    """Turns the errors of the database into an OSError."""
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError) as error:
+        raise OSError(f"the database failed: {error.__cause__ or error}") from error
+
+
 def main() -> None:
     """Compares the methods that the command line names, in this process or in several."""
     prepare_process()
     comparison = tyro.cli(Comparison, prog="python -m experiments.compare", description=__doc__)
-    try:
+    with ending("-m experiments.compare", comparison.debug, lambda run: None), naming_database():
         check_data(comparison)
         name = register(comparison)
         if not comparison.quiet:
@@ -332,15 +344,6 @@ def main() -> None:
             for method in comparison.methods
         }
         best = best_points(comparison)
-    except (ValueError, OSError, RunError) as error:
-        sys.exit(f"experiments.compare: {error}")
-    except (OptunaError, SQLAlchemyError) as error:
-        sys.exit(f"experiments.compare: the database failed: {error.__cause__ or error}")
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        if stopped.status > 128:
-            print("The same command resumes.", file=sys.stderr)
-        sys.exit(stopped.status)
     if not comparison.quiet:
         print(json.dumps({"best": best, "mean_test_accuracy": means}))
 

@@ -7,7 +7,7 @@ FOLDER/results/PRESET/SETTING. A stopped command resumes if it is repeated. The 
 standard output is a JSON object with the mean test accuracies.
 """
 
-from training.interrupt import Interrupt, Stopped
+from training.interrupt import Interrupt
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -15,20 +15,18 @@ if __name__ == "__main__":  # before JAX starts its threads, which inherit the m
 
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from experiments.presets import PRESETS
 from experiments.workers import run_network
-from training.command import end, prepare_process
+from training.command import ending, prepare_process
 from training.config import Experiment
 from training.records import read_record, sealed, write_json
-from training.run import RunError
 
 # What changes the preset.
 SETTINGS: dict[str, Callable[[Any], Experiment]] = {
@@ -59,6 +57,8 @@ class Options:
     """Folder of the runs and of their records."""
     data_dir: Path | None = None
     """TFDS directory of CIFAR-10. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the traceback of an error."""
 
 
 def accuracies(options: Options, interrupt: Interrupt) -> dict[str, list[float]]:
@@ -98,12 +98,8 @@ def main() -> None:
     """Trains the runs that the command line describes."""
     prepare_process()
     options = tyro.cli(Options, prog="python -m experiments.precision", description=__doc__)
-    try:
+    with ending("-m experiments.precision", options.debug, lambda run: None):
         reached = accuracies(options, INTERRUPT)
-    except (ValueError, OSError, RunError) as error:
-        sys.exit(f"experiments.precision: {error}")
-    except Stopped as stopped:
-        end("experiments.precision", stopped, options.folder)
     print(json.dumps({name: statistics.fmean(values) for name, values in reached.items()}))
 
 

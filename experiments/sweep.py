@@ -9,7 +9,7 @@ over γ, τ and the key. The sweep's folder holds records.json, a list of one re
 and figure1.png; if seeds alone vary, figure2.png. --run-dir and --resume resume a stopped sweep.
 """
 
-from training.interrupt import Interrupt, Stopped, before_each
+from training.interrupt import Interrupt, before_each
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -38,18 +38,17 @@ from experiments.presets import DEFAULT_PRESET, PRESETS
 from training import command
 from training.config import Experiment, ImageNet, RunConfig, to_json
 from training.data import Batch
+from training.devices import device_mesh, replicated
 from training.network import (
     TrainState,
     compile_steps,
     compiled,
-    device_mesh,
     first_state,
     make_network,
-    on_every_device,
 )
 from training.progress import say
 from training.records import result_record, write_json
-from training.run import Run, RunError, holds_something, new_folder
+from training.run import Run, holds_something, new_folder
 
 
 class Lane(NamedTuple):
@@ -169,7 +168,7 @@ def first_arguments(program: Program, lanes: Sequence[Lane]) -> tuple[TrainState
         initial = {k: jnp.array([lane.initial[k] for lane in lanes]) for k in lanes[0].initial}
         return program.first_states(seeds), jax.vmap(jax.random.key)(seeds), initial
 
-    return on_every_device(jax.jit(make)(), program.mesh)
+    return jax.jit(make, out_shardings=replicated(program.mesh))()
 
 
 def training_batches(
@@ -328,13 +327,8 @@ def main() -> None:
     about = "Trains a preset at several γ, τ or seeds, as in the paper's Figure 1."
     preset, sweep = command.parse("-m experiments.sweep", PRESETS, DEFAULT_PRESET, Sweep, about)
     INTERRUPT.deadline = sweep.run.stop_within
-    try:
+    with command.ending("-m experiments.sweep", sweep.run.debug, lambda run: run.parent):
         result = run(sweep, preset, INTERRUPT)
-    except (ValueError, OSError, RunError) as error:
-        sys.exit(f"experiments.sweep: {error}")
-    except Stopped as stopped:
-        folder = stopped.folder and stopped.folder.parent
-        command.end("-m experiments.sweep", stopped, folder)
     say(json.dumps(result))
 
 

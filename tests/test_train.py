@@ -20,6 +20,7 @@ from training.config import Bop, Experiment, LatentAdam, LatentSGD, Schedule
 from training.data import Batch
 from training.data.augment import augment, scale
 from training.data.memory import Dataset, digits, epoch_batches
+from training.devices import device_mesh, replicated
 from training.interrupt import Stopped
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
@@ -40,7 +41,7 @@ class Steps(SimpleNamespace):
             self.experiment, self.network.labels, self.source.steps_per_epoch
         )
         state = networks.first_state(self.network, optimizer, self.experiment.seed)
-        return networks.on_every_device(state, self.mesh)
+        return jax.device_put(state, replicated(self.mesh))
 
     def run(self, state, number: int, first: int = 0):
         """Some training steps: the state after them, the losses."""
@@ -56,7 +57,7 @@ class Steps(SimpleNamespace):
 
 
 def build(experiment: Experiment, data: Any, devices=None) -> Steps:
-    mesh = networks.device_mesh(devices)
+    mesh = device_mesh(devices)
     source = data.batches(experiment.batch_size, mesh)
     network = networks.make_network(experiment, data)
     step = networks.compile_steps(

@@ -16,6 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bop_optax import check_binary
+from training import hosts
+from training.checksums import checksums
 
 Tree = TypeVar("Tree")
 CHECKSUMS = "checksums"  # the array in a checkpoint that holds them
@@ -49,7 +51,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, the newest first."""
-        return sorted(self._manager.all_steps(), reverse=True)
+        return hosts.from_first(lambda: sorted(self._manager.all_steps(), reverse=True))
 
     def save(self, state: Any, step: int) -> None:
         """Starts to write a checkpoint; returns when `state` may be donated to the next step.
@@ -119,7 +121,9 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> None:
         """Renames a damaged checkpoint, so that it is none of `steps()`."""
-        (self._folder / str(step)).rename(self._folder / f"damaged-{step}")
+        if hosts.is_first():
+            (self._folder / str(step)).rename(self._folder / f"damaged-{step}")
+        hosts.agreed(0)  # it is renamed
         self._manager.reload()
 
     def close(self) -> None:
@@ -164,34 +168,3 @@ def _networks(state: Any) -> list[Any]:
     if not state.step.ndim:
         return [state.params]
     return [jax.tree.map(lambda x, i=i: x[i], state.params) for i in range(len(state.step))]
-
-
-# ---- Checksums -----------------------------------------------------------------------------------
-
-
-@jax.jit
-def checksums(tree: Any) -> jax.Array:
-    """A number for each array of a tree, in the order of its leaves, that depends on every bit.
-
-    It is computed where the array is, and is the same however the array is sharded. A change of one
-    word of 32 bits always changes it; any other change, with a probability of 1 − 2⁻³².
-
-    Returns:
-        uint32, (leaves,).
-    """
-    return jnp.stack([_checksum(x) for x in jax.tree.leaves(tree)])
-
-
-def _checksum(x: jax.Array) -> jax.Array:
-    """The sum of a hash of each word and its position, modulo 2³²."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    if x.dtype == bool:
-        x = x.astype(jnp.uint8)
-    word = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
-    words = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
-    position = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
-    h = words + position * jnp.uint32(0x9E3779B9)
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)

@@ -6,7 +6,10 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -15,10 +18,12 @@ import jax
 import tyro
 
 from bop_optax.processor import instructions
+from training import hosts
 from training.config import Experiment
 from training.config.data import NAMED, data_from_name
 from training.interrupt import Stopped
 from training.machine import cache_folder, cores
+from training.run import RunError
 
 Options = TypeVar("Options")
 Presets = Mapping[str, tuple[str, Experiment]]
@@ -149,14 +154,54 @@ def _check_members(preset: str, experiment: Experiment, arguments: list[str]) ->
                 )
 
 
-def end(program: str, stopped: Stopped, folder: Path | None) -> NoReturn:
-    """Ends a stopped process; prints the command that resumes, if the run can be resumed."""
-    print(stopped, file=sys.stderr)
-    if folder is not None:
-        arguments = sys.argv[1:]
-        if not any(argument.startswith("--run-dir") for argument in arguments):
-            arguments.append(f"--run-dir={folder}")
-        if "--resume" not in arguments:
-            arguments.append("--resume")
-        print(f"Resume with\n  python {program} {shlex.join(arguments)}", file=sys.stderr)
-    sys.exit(stopped.status)
+@contextmanager
+def ending(
+    program: str, debug: bool = False, resumed: Callable[[Path], Path | None] = lambda run: run
+) -> Iterator[None]:
+    """Ends the process, and with it the others of its run, if the block fails.
+
+    A line on standard error tells why. If the run can be resumed, a second one tells how.
+
+    Args:
+        program: as that of `parse`.
+        debug: whether the traceback is printed, too.
+        resumed: the folder of a run → the folder to resume. None: the same command resumes.
+    """
+    name = program.removeprefix("-m ")
+    try:
+        yield
+    except Stopped as stopped:
+        message = f"{stopped}{_resume_hint(program, stopped, resumed)}"
+        _end(message, debug, stopped.status, alone=stopped.alone)
+    except (ValueError, OSError, RunError) as error:
+        _end(f"{name}: {error}", debug)
+    except Exception as error:
+        if not hosts.are_several():
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(1)  # a process that knows the cause tells it first
+        reason = str(error).partition("\n")[0]
+        _end(f"{name}: {reason}; another process may have been killed", debug=True)
+
+
+def _end(message: str, debug: bool, status: int = 1, alone: bool = True) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    if alone or hosts.is_first():
+        print(message, file=sys.stderr, flush=True)
+    if alone and hosts.are_several():
+        hosts.announce(message, status)
+        os._exit(status)  # JAX would wait for the others
+    sys.exit(status)
+
+
+def _resume_hint(program: str, stopped: Stopped, resumed: Callable[[Path], Path | None]) -> str:
+    folder = stopped.folder and resumed(stopped.folder)
+    if folder is None:
+        return "\nThe same command resumes." if stopped.folder or stopped.status > 128 else ""
+    arguments = sys.argv[1:]
+    if not any(argument.startswith("--run-dir") for argument in arguments):
+        arguments.append(f"--run-dir={folder}")
+    if "--resume" not in arguments:
+        arguments.append("--resume")
+    return f"\nResume with\n  python {program} {shlex.join(arguments)}"

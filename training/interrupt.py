@@ -23,11 +23,14 @@ class Stopped(Exception):
     Attributes:
         status: exit status of the process: 128 + the signal, or 1.
         folder: the run's folder, if the run can be resumed.
+        alone: True if the other processes of the run know nothing of it.
     """
 
-    def __init__(self, message: str, status: int = 1, folder: Path | None = None):
+    def __init__(
+        self, message: str, status: int = 1, folder: Path | None = None, alone: bool = False
+    ):
         super().__init__(message)
-        self.status, self.folder = status, folder
+        self.status, self.folder, self.alone = status, folder, alone
 
 
 class NotFinite(Stopped):
@@ -50,12 +53,14 @@ class Interrupt:
         number: the signal that arrived, 0 before.
         can_save: False while a run has nothing to save; a signal then ends the process at once.
         deadline: seconds from the first signal to the end of the process, at most.
+        announce: tells the other processes of the run why this one ends at once.
     """
 
     def __init__(self):
         self.number = 0
         self.can_save = False
         self.deadline = 120.0
+        self.announce: Callable[[str, int], None] = lambda message, status: None
         self._since = 0.0
 
     def watch(self) -> "Interrupt":
@@ -93,4 +98,5 @@ class Interrupt:
 
     def _end(self, number: int, message: str) -> None:
         print(f"\n{message}", file=sys.stderr, flush=True)
+        self.announce(message, 128 + number)
         os._exit(128 + number)

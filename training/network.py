@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bop_optax import binary_labels, flip_ratio, log_flip_ratio
 from bop_optax.layers import BinaryParam, LatentParam, Product
@@ -133,10 +132,7 @@ def _check_logits(experiment: Experiment, model_of: Callable[[Any], Any], data: 
 
 
 def first_state(network: Network, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
-    """Draws the weights of a seed, which may be traced.
-
-    Put the state on the mesh by `on_every_device`: without it a step compiles twice.
-    """
+    """Draws the weights of a seed, which may be traced."""
     params, batch_stats = network.draw(seed)
     zero = jnp.zeros([]), jnp.zeros([], jnp.int32)
     metrics = partial(step_metrics, labels=network.labels)
@@ -260,14 +256,3 @@ def totals(network: Network) -> Totals:
     """Size of the network, and multiply-accumulates of one image."""
     model = nnx.merge(network.train_graph, *network.shapes)
     return summary(model, (1, *network.image_shape)).totals
-
-
-def device_mesh(devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """A mesh whose one axis, "batch", divides the images among the devices. None: all devices."""
-    devices = devices or jax.devices()
-    return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def on_every_device(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """A copy of a tree of arrays on each device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -9,14 +9,16 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 from flax import nnx
 
 from bop_optax.saving import save
-from training.checkpoints import Checkpoints, DamagedCheckpoint
+from training import hosts
+from training.checkpoints import Checkpoints, DamagedCheckpoint, leaves_by_name
 from training.config import Experiment, RunConfig
 from training.curves import plot_curves
+from training.devices import compare_replicas
 from training.events import Events
 from training.interrupt import NotFinite, Stopped
 from training.records import (
@@ -70,10 +72,19 @@ class Run:
     ):
         self.metrics: list[dict[str, Any]] = []
         self.description = describe(experiment, preset, data) | (extra_metadata or {})
-        self.folder = new_folder(config, preset)
+        self._check_hosts()
         self._epochs, self._config = experiment.epochs, config
-        if config.resume and holds_something(self.folder):
-            self._check_same(experiment, extra_metadata or {})
+        self._checkpoints: Checkpoints | None = None
+        self._events: Events | None = None
+        self._lock: IO[str] | None = None
+        folder = hosts.from_first(lambda: self._open(experiment, preset, extra_metadata or {}))
+        self.folder = Path(folder)
+
+    def _open(self, experiment: Experiment, preset: str, extra_metadata: dict[str, Any]) -> str:
+        """Makes the folder, or checks the run in it; locks it; returns its path."""
+        self.folder = new_folder(self._config, preset)
+        if self._config.resume and holds_something(self.folder):
+            self._check_same(experiment, extra_metadata)
         self._lock = (self.folder / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,8 +93,16 @@ class Run:
             raise ValueError(f"another process is writing to {self.folder}") from error
         if not (self.folder / "config.json").exists():
             write_json(self.folder / "config.json", sealed(self.description))
-        self._checkpoints: Checkpoints | None = None
-        self._events: Events | None = None
+        return str(self.folder)
+
+    def _check_hosts(self) -> None:
+        """Raises ValueError if another process of the run has other options, images or code."""
+        own = _flat_options(self.description)
+        for process, other in enumerate(hosts.gather(own)):
+            keys = [k for k in (own | other) if own.get(k) != other.get(k) and not _may_differ(k)]
+            if keys:
+                differing = (f"{k}={other.get(k)} (here {own.get(k)})" for k in keys)
+                raise ValueError(f"process {process} has {', '.join(differing)}: start all alike")
 
     def _check_same(self, experiment: Experiment, extra_metadata: dict[str, Any]) -> None:
         path = self.folder / "config.json"
@@ -94,9 +113,12 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder} holds no run to resume: {path} ({error})") from error
         ours = _flat_options(self.description["config"]) | extra_metadata
-        may_change = {f"data.{name}" for name in MACHINE}
-        may_change |= set() if experiment.depends_on_epochs else {"epochs"}
-        keys = [k for k in (ours | saved) if k not in may_change and ours.get(k) != saved.get(k)]
+        epochs = set() if experiment.depends_on_epochs else {"epochs"}
+        keys = [
+            k
+            for k in (ours | saved)
+            if ours.get(k) != saved.get(k) and k not in epochs and not _may_differ(k)
+        ]
         if keys:
             differing = (f"{k}={saved.get(k)} (now {ours.get(k)})" for k in keys)
             raise ValueError(
@@ -106,6 +128,13 @@ class Run:
         # The original description stays; each resume is appended to it.
         resumed = {k: v for k, v in self.description.items() if k not in extra_metadata}
         del resumed["preset"]
+        before = [description, *description.get("resumed", [])][-1]["device"]
+        if before["count"] != resumed["device"]["count"]:
+            print(
+                f"Resuming on {resumed['device']['count']} devices a run of {before['count']}: "
+                "sums round in another order, so the curves will differ a little.",
+                file=sys.stderr,
+            )
         description["resumed"] = [*description.get("resumed", []), resumed]
         description["config"]["epochs"] = experiment.epochs
         self.description = description
@@ -120,13 +149,20 @@ class Run:
         again = self._checkpoints is not None
         self._close()
         self._checkpoints = Checkpoints(self.folder / "checkpoints", self._config.keep)
-        records = read_metrics(self.folder / "metrics.jsonl")
+        records = hosts.from_first(lambda: read_metrics(self.folder / "metrics.jsonl"))
         state, step = self._newest_sound(self._checkpoints, state, records, steps_per_epoch)
         if again and not step:
             raise Stopped("There is no checkpoint yet.")
         epochs = step // steps_per_epoch
         self.metrics = records[:epochs]
-        if len(records) > epochs:
+        if hosts.is_first():
+            self._rewrite(len(records))
+        return state, step
+
+    def _rewrite(self, records: int) -> None:
+        """Writes the description and the metrics up to the checkpoint, of so many records."""
+        epochs = len(self.metrics)
+        if records > epochs:
             print(
                 f"The last checkpoint ends before epoch {epochs + 1}, which is trained again.",
                 file=sys.stderr,
@@ -136,7 +172,6 @@ class Run:
             file.writelines(json.dumps(sealed(m)) + "\n" for m in self.metrics)
         with naming(self.folder):
             self._events = Events(self.folder, epochs + 1)
-        return state, step
 
     def _newest_sound(
         self,
@@ -148,12 +183,17 @@ class Run:
         """The newest checkpoint that is sound and has its records; sets newer ones aside."""
         step, reasons = 0, {}
         for step in (steps := checkpoints.steps()):
+            restored, reason = state, None
             try:
                 check_records(records, step, steps_per_epoch)
-                state = checkpoints.restore(step, state)
-                break
+                restored = checkpoints.restore(step, state)
             except DamagedCheckpoint as error:
-                reasons[step] = f"{self.folder}/checkpoints/{step} cannot be resumed: {error}"
+                reason = f"{self.folder}/checkpoints/{step} cannot be resumed: {error}"
+            reason = next(filter(None, hosts.gather(reason)), None)
+            if reason is None:
+                state = restored
+                break
+            reasons[step] = reason
         if len(reasons) == len(steps) > 0:
             last = "There is no other checkpoint: train again in another --run-dir"
             raise RunError("\n".join([*reasons.values(), last]))
@@ -164,17 +204,18 @@ class Run:
             )
         for newer, reason in reasons.items():
             checkpoints.set_aside(newer)
-            message = (
-                f"{reason}\nResuming from checkpoints/{step}; the other is now damaged-{newer}."
-            )
-            print(message, file=sys.stderr)
+            if hosts.is_first():
+                last = f"Resuming from checkpoints/{step}; the other is now damaged-{newer}."
+                print(f"{reason}\n{last}", file=sys.stderr)
         return state, step
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Adds one epoch's record to metrics.jsonl and to the TensorBoard events."""
-        if self._events is None:
+        if self._checkpoints is None:
             raise RuntimeError("restore() opens a run for writing: call it before log()")
         self.metrics.append(metrics)
+        if self._events is None:  # process 0 writes
+            return
         path = self.folder / "metrics.jsonl"
         with naming(path), path.open("a") as file:
             file.write(json.dumps(sealed(metrics)) + "\n")
@@ -182,10 +223,20 @@ class Run:
             self._events.add(metrics)
 
     def save(self, state: Any, step: int) -> None:
-        """Starts to write a checkpoint; returns when `state` may be donated to the next step."""
+        """Starts to write a checkpoint; returns when `state` may be donated to the next step.
+
+        Raises:
+            Stopped: as `compare_replicas`, before anything is written.
+        """
         if self._checkpoints is None:
             raise RuntimeError("restore() opens a run for writing: call it before save()")
+        compare_replicas(leaves_by_name(state)[0], step, self.folder)
         self._checkpoints.save(state, step)
+
+    def compare(self, state: Any, step: int, steps: int) -> None:
+        """Compares the devices' copies of the state, if that is due after the last `steps`."""
+        if step // self._config.compare_steps > (step - steps) // self._config.compare_steps:
+            compare_replicas(leaves_by_name(state)[0], step, self.folder)
 
     def saves_after(self, epoch: int) -> bool:
         """True for the epochs after which `save` is due."""
@@ -205,8 +256,6 @@ class Run:
         Returns:
             What result.json holds under "result".
         """
-        save(model, self.folder / WEIGHTS)
-        plot_curves(self.metrics, self.folder / "curves.png")
         if self._config.resume:  # the epochs of all processes, without their start
             seconds = sum(m["seconds"] for m in self.metrics)
         kinds = ("accuracy", "top5") if data.num_classes > 10 else ("accuracy",)
@@ -221,8 +270,11 @@ class Run:
             "binary_parameters": binary_parameters,
             "run_dir": str(self.folder),
         }
-        record = result_record(self.description, result, self.metrics)
-        write_json(self.folder / "result.json", sealed(record))
+        if hosts.is_first():
+            save(model, self.folder / WEIGHTS)
+            plot_curves(self.metrics, self.folder / "curves.png")
+            record = result_record(self.description, result, self.metrics)
+            write_json(self.folder / "result.json", sealed(record))
         return result
 
     def _close(self) -> None:
@@ -249,12 +301,14 @@ class Run:
             Stopped: for a file that could not be written; the run can be resumed.
         """
         try:
-            self._close()
+            if error is None or isinstance(error, Stopped) or not hosts.are_several():
+                self._close()  # the other processes wait, too, unless this one fails alone
         except OSError as failure:
             error = error or failure
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
         if isinstance(error, OSError):
-            raise Stopped(f"{error}: stopped.", folder=self.folder) from error
+            raise Stopped(f"{error}: stopped.", folder=self.folder, alone=True) from error
 
 
 def check_records(records: list[dict[str, Any]], step: int, steps_per_epoch: int) -> None:
@@ -265,6 +319,11 @@ def check_records(records: list[dict[str, Any]], step: int, steps_per_epoch: int
     epochs, rest = divmod(step, steps_per_epoch)
     if len(records) < (epochs if rest else epochs - 1):
         raise DamagedCheckpoint(f"metrics.jsonl lacks records of the {epochs} epochs before it")
+
+
+def _may_differ(name: str) -> bool:
+    """True for the options of a machine, which change no image."""
+    return name.removeprefix("config.") in {f"data.{option}" for option in MACHINE}
 
 
 def _flat_options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,14 +20,13 @@ from experiments.presets import PRESETS
 from experiments.sweep import Lane, Sweep
 from training.config import BinaryNet, Experiment, ImageNet, LatentAdam, Schedule, from_json
 from training.data.memory import digits
+from training.devices import device_mesh, replicated
 from training.interrupt import Interrupt
 from training.network import (
     compile_steps,
-    device_mesh,
     epoch_means,
     first_state,
     make_network,
-    on_every_device,
 )
 from training.records import check_record
 
@@ -75,7 +74,7 @@ def train_alone(experiment: Experiment, order_seed: int, steps: int):
     network = make_network(experiment, DATA)
     optimizer = train.make_optimizer(experiment, network.labels, source.steps_per_epoch)
     first = jax.jit(partial(first_state, network, optimizer))(np.uint32(experiment.seed))
-    state = on_every_device(first, mesh)
+    state = jax.device_put(first, replicated(mesh))
     step = compile_steps(train.make_train_step(experiment, network, source), False)
     losses = []
     with closing(source.training(order_seed)) as batches:

@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from bop_optax.layers import BinaryParam
-from training.checkpoints import Checkpoints, DamagedCheckpoint, checksums
-from training.network import device_mesh
+from training.checkpoints import Checkpoints, DamagedCheckpoint
+from training.checksums import checksums
+from training.devices import device_mesh
 
 
 def words_of(array):

@@ -138,11 +138,15 @@ class RunConfig:
     """Number of checkpoints that are kept, the newest ones."""
     stop_within: float = 120
     """Seconds from Ctrl-C or SIGTERM to the end of the process, at most."""
+    compare_steps: int = 1000
+    """Steps from one comparison of the devices' copies of the state to the next."""
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the traceback of an error."""
 
     def __post_init__(self):
         if isinstance(self.run_dir, str):
             object.__setattr__(self, "run_dir", Path(self.run_dir))
-        for name in ("checkpoint_epochs", "keep"):
+        for name in ("checkpoint_epochs", "keep", "compare_steps"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.stop_within > 0, "stop_within", "above 0", self.stop_within)
         if self.resume and self.run_dir is None:

@@ -1,0 +1,152 @@
+"""The processes of a run on several hosts: they start together, agree, and end together.
+
+Process 0 alone writes files and prints. In a program of one process all of this does nothing.
+"""
+
+import atexit
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed  # no public way to the key-value store; Orbax and Flax use it, too
+from jax.experimental.multihost_utils import process_allgather
+
+HEARTBEAT = 30  # seconds without a sign of life after which JAX ends all processes
+GOODBYE = 5000  # milliseconds for the others to learn why a process ends
+POLL = 0.5  # seconds from one look for such a message to the next
+END = "bop_optax/end"
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """The processes of one run. On SLURM, Open MPI, GKE and TPU pods there is nothing to give."""
+
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 listens for the others; any free port of its host."""
+    num_processes: int | None = None
+    """Number of processes, of all hosts together."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+
+    def __post_init__(self):
+        given = (self.coordinator, self.num_processes, self.process_id)
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            if any(value is not None for value in given):
+                raise ValueError(
+                    "--coordinator, --num-processes and --process-id must be given together"
+                )
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(f"--coordinator must be HOST:PORT, got {self.coordinator}")
+        if not 0 <= self.process_id < self.num_processes:
+            raise ValueError(
+                f"--process-id must be from 0 to --num-processes − 1, got {self.process_id} "
+                f"of {self.num_processes}"
+            )
+
+
+def connect(config: HostConfig = HostConfig()) -> None:
+    """Joins the processes of a run; call it before JAX looks for devices.
+
+    Raises:
+        ValueError: if they cannot be joined.
+    """
+    if config.coordinator is None and not _has_launcher():
+        return
+    names = ("coordinator", "num_processes", "process_id")
+    address, number, process = (getattr(config, name) for name in names)
+    try:
+        jax.distributed.initialize(address, number, process, heartbeat_timeout_seconds=HEARTBEAT)
+    except ValueError as error:
+        if "coordinator_address" not in str(error):  # which says that JAX found no other process
+            raise
+        return
+    except RuntimeError as error:
+        raise ValueError(f"The processes cannot be joined: {error}") from error
+    leave = threading.Event()
+    listener = threading.Thread(target=_end_with_others, args=[leave], daemon=True)
+    listener.start()
+    atexit.register(lambda: (leave.set(), listener.join()))
+    if not is_first():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _has_launcher() -> bool:
+    """Whether one of the launchers that JAX knows started several processes."""
+    if "SLURM_STEP_NODELIST" in os.environ:
+        return int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if "OMPI_MCA_orte_hnp_uri" in os.environ:
+        return int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
+    if "JOB_COMPLETION_INDEX" in os.environ:  # of Kubernetes
+        return find_spec("kubernetes") is not None
+    return find_spec("libtpu") is not None
+
+
+# ---- Agreement: every process makes these calls, in the same order -------------------------------
+
+
+def is_first() -> bool:
+    """True in process 0, which writes and prints for all."""
+    return jax.process_index() == 0
+
+
+def are_several() -> bool:
+    """True if this run has other processes."""
+    return jax.process_count() > 1
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values of all processes, in their order."""
+    if not are_several():
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = process_allgather(np.int32(len(text)))
+    texts = process_allgather(np.pad(text, (0, lengths.max() - len(text))))
+    return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True)]
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """A JSON value that process 0 makes, for all."""
+    return gather(make() if is_first() else None)[0]
+
+
+def agreed(number: int) -> int:
+    """The largest number of all processes."""
+    return int(np.max(process_allgather(np.int32(number)))) if are_several() else number
+
+
+# ---- The end -------------------------------------------------------------------------------------
+
+
+def announce(message: str, status: int = 1) -> None:
+    """Tells the other processes why this one ends, alone, and so ends them, too."""
+    client = distributed.global_state.client
+    if client is None:
+        return
+    with suppress(Exception):  # another one was first, or process 0 is gone
+        client.key_value_set(END, json.dumps([jax.process_index(), status, message]))
+    with suppress(Exception):  # one was killed
+        client.wait_at_barrier(END, GOODBYE)
+
+
+def _end_with_others(leave: threading.Event) -> None:
+    """Ends this process when another one announces its end."""
+    client: Any = distributed.global_state.client
+    while not leave.wait(POLL):
+        with suppress(jax.errors.JaxRuntimeError):  # there is no announcement
+            process, status, message = json.loads(client.key_value_try_get(END))
+            if process == jax.process_index():
+                return
+            print(f"Process {process} ended: {message}", file=sys.stderr, flush=True)
+            with suppress(jax.errors.JaxRuntimeError):
+                client.wait_at_barrier(END, GOODBYE)
+            os._exit(status)
