@@ -184,10 +184,12 @@ def bit_matmul(
 def _alone(function: Callable[..., jax.Array], *operands: jax.Array) -> jax.Array:
     """Computes a function of words with nothing else fused into it.
 
-    XLA moves nothing into a conditional. The condition always holds, which XLA does not know.
+    XLA moves nothing into a conditional. The condition always holds, which XLA does not know. It
+    depends on one word of the second operand, a kernel that devices do not share as they do rows.
     """
     shape = jax.eval_shape(function, *operands)
-    holds = operands[0].reshape(-1)[0] | np.uint32(1) != 0
+    word = lax.slice(operands[1], [0] * operands[1].ndim, [1] * operands[1].ndim)
+    holds = word.reshape([]) | np.uint32(1) != 0
     return lax.cond(holds, function, lambda *operands: _zeros(shape, *operands), *operands)
 
 
