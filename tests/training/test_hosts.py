@@ -1,0 +1,292 @@
+"""Real processes on this machine train one network, as the hosts of a cluster do."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.data.test_tfds import REAL, needs_imagenet
+from tests.training.test_run import ROOT, assert_same_run, metrics, run
+from training import hosts
+from training.devices import compare_replicas, device_mesh, replicated
+from training.hosts import HostConfig
+from training.interrupt import Stopped
+
+TINY = ["--width", 4, "--units", 16, "--batch-size", 96]
+IMAGENET = ["imagenet-birealnet-bop", "--width", 4, "--batch-size", 40, "--workers", 1]
+WAIT = 60  # seconds in which all processes end, as docs/many_devices.md says
+
+
+class Processes:
+    """The processes of one run, two devices each."""
+
+    def __init__(self, number: int, *options: object, others: tuple = (), env: Any = None):
+        """Starts them; `others` are further options of all but the first."""
+        address = f"localhost:{free_port()}"
+        self.all = [
+            subprocess.Popen(
+                [sys.executable, "train.py", *map(str, [*options, *(others if i else ())])]
+                + ([] if env else self.joined(address, number, i)),
+                cwd=ROOT,
+                env=os.environ
+                | {"JAX_NUM_CPU_DEVICES": "2"}
+                | {k: v(i) for k, v in (env or {}).items()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for i in range(number)
+        ]
+
+    @staticmethod
+    def joined(address: str, number: int, process: int) -> list[str]:
+        host = [f"--coordinator={address}", f"--num-processes={number}"]
+        return [*host, f"--process-id={process}"]
+
+    def wait(self, timeout: float = 300) -> tuple[list[int], list[str], list[str]]:
+        """Their statuses, outputs and errors."""
+        try:
+            outputs = [process.communicate(timeout=timeout) for process in self.all]
+        finally:
+            for process in self.all:
+                process.kill()
+        return [p.returncode for p in self.all], *map(list, zip(*outputs, strict=True))
+
+    def wait_for_epoch(self, run_dir: Path, epoch: int) -> None:
+        while len(lines(run_dir / "metrics.jsonl")) < epoch:
+            assert all(process.poll() is None for process in self.all)
+            time.sleep(0.02)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def files(run_dir: Path) -> set[str]:
+    return {path.name.partition("events.")[0] for path in run_dir.iterdir()}
+
+
+# ---- Whole runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Six epochs of two processes, never stopped."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    processes = Processes(2, *TINY, "--epochs", 6, "--run-dir", run_dir, "--compare-steps", 1)
+    statuses, (first, other), errors = processes.wait()
+    assert statuses == [0, 0], errors
+    assert json.loads(first.splitlines()[-1])["run_dir"] == str(run_dir)
+    assert "epoch" not in other
+    return run_dir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 4])
+def test_processes_train_what_one_device_trains(tmp_path, number):
+    """The losses of three steps agree to seven digits; each step's replicas are compared."""
+    options = [*TINY[:-1], 360, "--epochs", 1, "--compare-steps", 1]
+    alone = run(*options, "--run-dir", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    together = Processes(number, *options, "--run-dir", tmp_path / "together")
+    statuses, _, errors = together.wait()
+    assert statuses == [0] * number, errors
+    (one,), (many,) = metrics(tmp_path / "alone"), metrics(tmp_path / "together")
+    assert many["loss"] == pytest.approx(one["loss"], rel=1e-7)
+    assert (many["step"], many["epoch"]) == (3, 1)
+    assert files(tmp_path / "alone") == files(tmp_path / "together")
+    device = json.loads((tmp_path / "together/config.json").read_text())["device"]
+    assert device["count"] == 2 * number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_the_others_end_if_one_is_killed(whole, tmp_path, killed):
+    run_dir = tmp_path / "run"
+    options = [*TINY, "--epochs", 6, "--run-dir", run_dir]
+    processes = Processes(2, *options)
+    processes.wait_for_epoch(run_dir, 2)
+    processes.all[killed].kill()
+    start = time.monotonic()
+    statuses, _, errors = processes.wait()
+    assert time.monotonic() - start < WAIT
+    assert statuses[killed] == -signal.SIGKILL
+    assert statuses[1 - killed] != 0
+    assert "another process may have been killed" in errors[1 - killed]
+    statuses, _, errors = Processes(2, *options, "--resume").wait()
+    assert statuses == [0, 0], errors
+    assert_same_run(run_dir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_all_stop_if_one_is_signalled(whole, tmp_path, number):
+    run_dir = tmp_path / "run"
+    options = [*TINY, "--epochs", 6, "--run-dir", run_dir]
+    processes = Processes(2, *options)
+    processes.wait_for_epoch(run_dir, 2)
+    processes.all[1].send_signal(number)
+    statuses, _, errors = processes.wait()
+    assert statuses == [128 + number] * 2
+    assert re.search(
+        r"Stopped at step (\d+) \(epoch \d\)\.\nResume with\n  python train", errors[0]
+    )
+    assert "Resume" not in errors[1]
+    assert "Traceback" not in "".join(errors)
+    statuses, _, errors = Processes(2, *options, "--resume").wait()
+    assert statuses == [0, 0], errors
+    assert_same_run(run_dir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["--threshold", "0"], "has config.optimizer.threshold=0"),
+        (["--data", "none.npz"], "none.npz is not a data set"),
+    ],
+)
+def test_an_error_at_one_ends_all(tmp_path, others, message):
+    processes = Processes(2, *TINY, "--run-dir", tmp_path / "run", others=tuple(others))
+    start = time.monotonic()
+    statuses, _, errors = processes.wait()
+    assert time.monotonic() - start < WAIT
+    assert statuses == [1, 1]
+    for error in errors:
+        assert message in error or "process 0 has config" in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_empty(whole, tmp_path):
+    statuses, _, errors = Processes(2, *TINY, "--run-dir", whole).wait()
+    assert statuses == [1, 1]
+    assert f"train.py: {whole} is not empty" in errors[0]
+    assert re.search(f"Process 0 ended: .*{whole} is not empty", errors[1])
+
+
+def slurm(process: int) -> dict[str, str]:
+    names = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "NTASKS": 2}
+    names |= {"PROCID": process, "LOCALID": process}
+    return {f"SLURM_{name}": str(value) for name, value in names.items()}
+
+
+def open_mpi(process: int) -> dict[str, str]:
+    names = {"SIZE": 2, "RANK": process, "LOCAL_RANK": process}
+    server = {"OMPI_MCA_orte_hnp_uri": f"{4096 * os.getpid()}.0;tcp://127.0.0.1:34911"}
+    return server | {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in names.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", [slurm, open_mpi])
+def test_a_launcher_tells_its_processes_all_that_they_need(tmp_path, env):
+    options = [*TINY, "--epochs", 1, "--run-dir", tmp_path / "run"]
+    statuses, outputs, errors = Processes(2, *options, env=env).wait()
+    assert statuses == [0, 0], errors
+    assert "4 cpu" in outputs[0]
+
+
+@pytest.mark.slow
+@needs_imagenet
+def test_imagenet_on_two_hosts(tmp_path):
+    """Each host decodes its share; the loss is that of one process with as many devices."""
+    options = [*IMAGENET, "--data-dir", REAL, "--epochs", 1]
+    alone = run(*options, "--run-dir", tmp_path / "alone", devices=4)
+    assert alone.returncode == 0, alone.stderr
+    statuses, _, errors = Processes(2, *options, "--run-dir", tmp_path / "together").wait()
+    assert statuses == [0, 0], errors
+    (one,), (many,) = metrics(tmp_path / "alone"), metrics(tmp_path / "together")
+    assert many["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+# ---- In this process -----------------------------------------------------------------------------
+
+
+def test_equal_replicas_pass():
+    tree = {"a": jnp.arange(6.0), "b": jnp.zeros([], jnp.int32)}
+    compare_replicas(jax.device_put(tree, replicated(device_mesh())), 1, Path("run"))
+    compare_replicas(tree, 1, Path("run"))
+
+
+@pytest.mark.parametrize("device", [0, 1, 7])
+@pytest.mark.parametrize("number", [1e-45, np.nan, 2.0])
+def test_replicas_that_differ_are_named(device, number):
+    """One device has another number, down to the least bit; the array says it is replicated."""
+    good = np.ones((3, 4), np.float32)
+    bad = good.copy()
+    bad[1, 2] = np.float32(number) if number != 1e-45 else np.nextafter(np.float32(1), 2)
+    copies = [jax.device_put(bad if i == device else good, d) for i, d in enumerate(jax.devices())]
+    sharding = replicated(device_mesh())
+    wrong = jax.make_array_from_single_device_arrays(good.shape, sharding, copies)
+    arrays = {"kernel": jax.device_put(good, sharding), "norm.scale": wrong}
+    with pytest.raises(Stopped, match=r"copies of norm\.scale differ at step 7, as") as error:
+        compare_replicas(arrays, 7, Path("run"))
+    assert error.value.folder == Path("run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coordinator": "a:1"}, "--coordinator, --num-processes and --process-id must be given"),
+        ({"num_processes": 2, "process_id": 0}, "must be given together"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "must be HOST:PORT, got a"),
+        ({"coordinator": "a:x", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
+        ({"coordinator": ":80", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
+        ({"coordinator": "a:65536", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "from 0 to .* got 2 of 2"),
+        ({"coordinator": "a:1", "num_processes": 0, "process_id": 0}, "from 0 to .* got 0 of 0"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": -1}, "from 0 to .* got -1 of"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        HostConfig(**options)
+
+
+LAUNCHERS = (
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "OMPI_MCA_orte_hnp_uri",
+    "OMPI_COMM_WORLD_SIZE",
+    "JOB_COMPLETION_INDEX",
+)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"SLURM_STEP_NODELIST": "node1", "SLURM_NTASKS": "1"},
+        {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"JOB_COMPLETION_INDEX": "0"},  # without the package kubernetes
+    ],
+)
+def test_one_process_joins_no_other(monkeypatch, env):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(hosts, "find_spec", lambda name: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("joined"))
+    hosts.connect()
+    assert (hosts.is_first(), hosts.are_several()) == (True, False)
+    assert hosts.gather({"a": 1}) == [{"a": 1}]
+    assert hosts.agreed(3) == 3
