@@ -319,18 +319,24 @@ def kernel_gradient(
         ]
         return jnp.stack(products).reshape(shape)
 
-    unpacked = window[-1] * features * g.size // out
-    loops = max(1, min(batch, -(-unpacked // UNPACKED)))
-    images = -(-batch // loops)
+    # Devices that share the batch each loop over their own images, and add up once at the end.
+    shares = jax.device_count() if batch % jax.device_count() == 0 else 1
+    share = batch // shares
+    unpacked = window[-1] * features * g.size // out // shares
+    loops = max(1, min(share, -(-unpacked // UNPACKED)))
+    images = -(-share // loops)
 
     def by_loop(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, loops * images - batch)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(loops, images, *x.shape[1:])
+        x = x.reshape(shares, share, *x.shape[1:])
+        x = jnp.pad(x, [(0, 0), (0, loops * images - share)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(shares, loops, images, *x.shape[2:]), 1, 0)
 
-    def add(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + part(*chunk), None
+    def add(totals: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        each = part(*(x[0] for x in chunk))[None] if shares == 1 else jax.vmap(part)(*chunk)
+        return totals + each, None
 
     if loops == 1:
         return part(words, g).astype(g.dtype)
-    total, _ = lax.scan(add, jnp.zeros(shape, sum_dtype), (by_loop(words), by_loop(g)))
-    return total.astype(g.dtype)
+    totals = jnp.zeros((shares, *shape), sum_dtype)
+    totals, _ = lax.scan(add, totals, (by_loop(words), by_loop(g)))
+    return jnp.sum(totals, 0).astype(g.dtype)
