@@ -39,6 +39,7 @@ from training import command
 from training.config import Experiment, ImageNet, RunConfig, to_json
 from training.data import Batch
 from training.devices import device_mesh, replicated
+from training.folder import holds_something, new_folder
 from training.network import (
     TrainState,
     compile_steps,
@@ -48,7 +49,7 @@ from training.network import (
 )
 from training.progress import say
 from training.records import result_record, write_json
-from training.run import Run, holds_something, new_folder
+from training.run import Run
 
 
 class Lane(NamedTuple):
@@ -145,7 +146,7 @@ class Program(NamedTuple):
 def make_program(sweep: Sweep, data: Any) -> Program:
     """Vmaps the step of train.py over γ, τ and the key; XLA compiles it at its first call."""
     experiment, mesh = sweep.experiment, device_mesh()
-    source = data.batches(experiment.batch_size, mesh)
+    source = data.batches(experiment.step_images, mesh, experiment.accumulate)
     network = make_network(experiment, data)
     optimizer = train.make_optimizer(experiment, network.labels, source.steps_per_epoch)
     step = train.make_train_step(experiment, network, source)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,8 +135,7 @@ def announce(message: str, status: int = 1) -> None:
         return
     with suppress(Exception):  # another one was first, or process 0 is gone
         client.key_value_set(END, json.dumps([jax.process_index(), status, message]))
-    with suppress(Exception):  # one was killed
-        client.wait_at_barrier(END, GOODBYE)
+    _part(client)
 
 
 def _end_with_others(leave: threading.Event) -> None:
@@ -147,6 +147,13 @@ def _end_with_others(leave: threading.Event) -> None:
             if process == jax.process_index():
                 return
             print(f"Process {process} ended: {message}", file=sys.stderr, flush=True)
-            with suppress(jax.errors.JaxRuntimeError):
-                client.wait_at_barrier(END, GOODBYE)
+            _part(client)
             os._exit(status)
+
+
+def _part(client: Any) -> None:
+    """Waits until every process knows the cause; process 0, which they ask, ends last."""
+    with suppress(Exception):  # one was killed
+        client.wait_at_barrier(END, GOODBYE)
+    if is_first():
+        time.sleep(POLL)

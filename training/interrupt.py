@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+State = TypeVar("State")
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -35,6 +37,28 @@ class Stopped(Exception):
 
 class NotFinite(Stopped):
     """A run with a number that is not finite."""
+
+
+def again_from_checkpoint(train: Callable[..., State]) -> Callable[..., State]:
+    """Lets a training loop go on from its last checkpoint after numbers that are not finite.
+
+    Only if `nonfinite` of its first argument, the experiment, is "restore". A fault of the machine
+    does not come again; one of the data or of a learning rate does, and then ends the run.
+    """
+
+    @wraps(train)
+    def again(experiment: Any, *args: Any, **kwargs: Any) -> State:
+        faults: set[str] = set()
+        while True:
+            try:
+                return train(experiment, *args, **kwargs)
+            except NotFinite as error:
+                if experiment.nonfinite != "restore" or str(error) in faults:
+                    raise
+                faults.add(str(error))
+                print(f"{error}\nTraining on from the last checkpoint.", file=sys.stderr)
+
+    return again
 
 
 def before_each(check: Callable[[], None], items: Iterable[Item]) -> Iterator[Item]:

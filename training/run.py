@@ -1,16 +1,13 @@
 """A run's folder: configuration, metrics, checkpoints, logs, result; and how to resume it."""
 
 import fcntl
-import itertools
 import json
 import sys
-import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
+import jax
 from flax import nnx
 
 from bop_optax.saving import save
@@ -20,9 +17,9 @@ from training.config import Experiment, RunConfig
 from training.curves import plot_curves
 from training.devices import compare_replicas
 from training.events import Events
-from training.interrupt import NotFinite, Stopped
+from training.folder import flat_options, holds_something, may_differ, new_folder
+from training.interrupt import Stopped
 from training.records import (
-    MACHINE,
     describe,
     naming,
     read_json,
@@ -34,7 +31,6 @@ from training.records import (
 )
 
 Tree = TypeVar("Tree")
-State = TypeVar("State")
 WEIGHTS = "weights.safetensors"
 
 
@@ -97,9 +93,10 @@ class Run:
 
     def _check_hosts(self) -> None:
         """Raises ValueError if another process of the run has other options, images or code."""
-        own = _flat_options(self.description)
-        for process, other in enumerate(hosts.gather(own)):
-            keys = [k for k in (own | other) if own.get(k) != other.get(k) and not _may_differ(k)]
+        every = hosts.gather(flat_options(self.description))
+        own = every[jax.process_index()]
+        for process, other in enumerate(every):
+            keys = [k for k in (own | other) if own.get(k) != other.get(k) and not may_differ(k)]
             if keys:
                 differing = (f"{k}={other.get(k)} (here {own.get(k)})" for k in keys)
                 raise ValueError(f"process {process} has {', '.join(differing)}: start all alike")
@@ -108,16 +105,16 @@ class Run:
         path = self.folder / "config.json"
         try:
             description = read_json(path)
-            saved = _flat_options(description["config"])
+            saved = flat_options(description["config"])
             saved |= {k: description.get(k) for k in extra_metadata}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder} holds no run to resume: {path} ({error})") from error
-        ours = _flat_options(self.description["config"]) | extra_metadata
+        ours = flat_options(self.description["config"]) | extra_metadata
         epochs = set() if experiment.depends_on_epochs else {"epochs"}
         keys = [
             k
             for k in (ours | saved)
-            if ours.get(k) != saved.get(k) and k not in epochs and not _may_differ(k)
+            if ours.get(k) != saved.get(k) and k not in epochs and not may_differ(k)
         ]
         if keys:
             differing = (f"{k}={saved.get(k)} (now {ours.get(k)})" for k in keys)
@@ -319,74 +316,3 @@ def check_records(records: list[dict[str, Any]], step: int, steps_per_epoch: int
     epochs, rest = divmod(step, steps_per_epoch)
     if len(records) < (epochs if rest else epochs - 1):
         raise DamagedCheckpoint(f"metrics.jsonl lacks records of the {epochs} epochs before it")
-
-
-def _may_differ(name: str) -> bool:
-    """True for the options of a machine, which change no image."""
-    return name.removeprefix("config.") in {f"data.{option}" for option in MACHINE}
-
-
-def _flat_options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The options of a nested configuration by name, as in {"optimizer.gamma": "0.001"}."""
-    options: dict[str, Any] = {}
-    for name, value in config.items():
-        nested = isinstance(value, dict)
-        options |= _flat_options(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return options
-
-
-def new_folder(config: RunConfig, name: str) -> Path:
-    """Makes the folder that `run_dir` names, or one in runs/ by name and time.
-
-    Raises:
-        ValueError: for a `run_dir` that is not empty, unless it is to be resumed.
-    """
-    if config.run_dir is not None:
-        folder = config.run_dir.expanduser().absolute()
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is no folder: choose another --run-dir")
-        if not config.resume and holds_something(folder):
-            raise ValueError(
-                f"{folder} is not empty: resume that run with --resume, or choose another --run-dir"
-            )
-        if config.resume and not folder.is_dir():
-            raise ValueError(f"{folder} holds no run to resume: there is no such folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    stamped = Path("runs", f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    for number in itertools.count(1):
-        folder = stamped if number == 1 else stamped.with_name(f"{stamped.name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError
-
-
-def holds_something(folder: Path) -> bool:
-    """Whether a folder has more than what a process leaves that is killed at its start."""
-    files = (path for path in folder.rglob("*") if not path.is_dir())
-    return any(file.suffix != ".tmp" and file.name != ".lock" for file in files)
-
-
-def again_from_checkpoint(train: Callable[..., State]) -> Callable[..., State]:
-    """Lets a training loop go on from its last checkpoint after numbers that are not finite.
-
-    Only if `nonfinite` of its first argument, the experiment, is "restore". A fault of the machine
-    does not come again; one of the data or of a learning rate does, and then ends the run.
-    """
-
-    @wraps(train)
-    def again(experiment: Experiment, *args: Any, **kwargs: Any) -> State:
-        faults: set[str] = set()
-        while True:
-            try:
-                return train(experiment, *args, **kwargs)
-            except NotFinite as error:
-                if experiment.nonfinite != "restore" or str(error) in faults:
-                    raise
-                faults.add(str(error))
-                print(f"{error}\nTraining on from the last checkpoint.", file=sys.stderr)
-
-    return again

@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from tests.training.data.test_tfds import REAL, needs_imagenet
 from tests.training.test_run import ROOT, assert_same_run, metrics, run
 from training import hosts
-from training.devices import compare_replicas, device_mesh, replicated
 from training.hosts import HostConfig
-from training.interrupt import Stopped
 
 TINY = ["--width", 4, "--units", 16, "--batch-size", 96]
-IMAGENET = ["imagenet-birealnet-bop", "--width", 4, "--batch-size", 40, "--workers", 1]
+IMAGENET = ["imagenet-alexnet-bop-released", "--width", 2, "--units", 8, "--batch-size", 24]
 WAIT = 60  # seconds in which all processes end, as docs/many_devices.md says
 
 
@@ -39,9 +35,7 @@ class Processes:
                 [sys.executable, "train.py", *map(str, [*options, *(others if i else ())])]
                 + ([] if env else self.joined(address, number, i)),
                 cwd=ROOT,
-                env=os.environ
-                | {"JAX_NUM_CPU_DEVICES": "2"}
-                | {k: v(i) for k, v in (env or {}).items()},
+                env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"} | (env(i) if env else {}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -129,22 +123,22 @@ def test_the_others_end_if_one_is_killed(whole, tmp_path, killed):
     assert time.monotonic() - start < WAIT
     assert statuses[killed] == -signal.SIGKILL
     assert statuses[1 - killed] != 0
-    assert "another process may have been killed" in errors[1 - killed]
+    messages = ["another process may have been killed", "another task died"]  # the latter: JAX's
+    assert messages[0] in errors[1 - killed] or (messages[1] in errors[1] and not killed)
     statuses, _, errors = Processes(2, *options, "--resume").wait()
     assert statuses == [0, 0], errors
     assert_same_run(run_dir, whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_all_stop_if_one_is_signalled(whole, tmp_path, number):
+def test_all_stop_if_one_is_signalled(whole, tmp_path):
     run_dir = tmp_path / "run"
     options = [*TINY, "--epochs", 6, "--run-dir", run_dir]
     processes = Processes(2, *options)
     processes.wait_for_epoch(run_dir, 2)
-    processes.all[1].send_signal(number)
+    processes.all[1].terminate()
     statuses, _, errors = processes.wait()
-    assert statuses == [128 + number] * 2
+    assert statuses == [128 + signal.SIGTERM] * 2
     assert re.search(
         r"Stopped at step (\d+) \(epoch \d\)\.\nResume with\n  python train", errors[0]
     )
@@ -208,7 +202,7 @@ def test_a_launcher_tells_its_processes_all_that_they_need(tmp_path, env):
 @needs_imagenet
 def test_imagenet_on_two_hosts(tmp_path):
     """Each host decodes its share; the loss is that of one process with as many devices."""
-    options = [*IMAGENET, "--data-dir", REAL, "--epochs", 1]
+    options = [*IMAGENET, "--workers", 1, "--data-dir", REAL, "--epochs", 1]
     alone = run(*options, "--run-dir", tmp_path / "alone", devices=4)
     assert alone.returncode == 0, alone.stderr
     statuses, _, errors = Processes(2, *options, "--run-dir", tmp_path / "together").wait()
@@ -218,28 +212,6 @@ def test_imagenet_on_two_hosts(tmp_path):
 
 
 # ---- In this process -----------------------------------------------------------------------------
-
-
-def test_equal_replicas_pass():
-    tree = {"a": jnp.arange(6.0), "b": jnp.zeros([], jnp.int32)}
-    compare_replicas(jax.device_put(tree, replicated(device_mesh())), 1, Path("run"))
-    compare_replicas(tree, 1, Path("run"))
-
-
-@pytest.mark.parametrize("device", [0, 1, 7])
-@pytest.mark.parametrize("number", [1e-45, np.nan, 2.0])
-def test_replicas_that_differ_are_named(device, number):
-    """One device has another number, down to the least bit; the array says it is replicated."""
-    good = np.ones((3, 4), np.float32)
-    bad = good.copy()
-    bad[1, 2] = np.float32(number) if number != 1e-45 else np.nextafter(np.float32(1), 2)
-    copies = [jax.device_put(bad if i == device else good, d) for i, d in enumerate(jax.devices())]
-    sharding = replicated(device_mesh())
-    wrong = jax.make_array_from_single_device_arrays(good.shape, sharding, copies)
-    arrays = {"kernel": jax.device_put(good, sharding), "norm.scale": wrong}
-    with pytest.raises(Stopped, match=r"copies of norm\.scale differ at step 7, as") as error:
-        compare_replicas(arrays, 7, Path("run"))
-    assert error.value.folder == Path("run")
 
 
 @pytest.mark.parametrize(
