@@ -11,7 +11,7 @@ an epoch), TensorBoard events, checkpoints, curves.png, weights.safetensors and 
 last line on standard output is a JSON object with the result.
 """
 
-from training.interrupt import Interrupt, Stopped, before_each
+from training.interrupt import Interrupt, Stopped, again_from_checkpoint, before_each
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -55,11 +55,13 @@ from training.network import (
     joined,
     largest,
     make_network,
+    only_after_update,
     skip_unless,
+    state_shardings,
     step_metrics,
 )
 from training.progress import EpochBar, FirstCall, header, say
-from training.run import Run, again_from_checkpoint
+from training.run import Run
 
 
 def run(
@@ -86,15 +88,17 @@ def run(
     start = time.perf_counter()
     data = experiment.data.load()
     mesh = device_mesh()
-    source = data.batches(experiment.batch_size, mesh)
+    source = data.batches(experiment.step_images, mesh, experiment.accumulate)
     network = make_network(experiment, data)
     optimizer = make_optimizer(experiment, network.labels, source.steps_per_epoch)
-    step = compile_steps(make_train_step(experiment, network, source), source.stacked)
+    shardings = state_shardings(network, optimizer, mesh, config.shard_averages)
+    train_step = make_train_step(experiment, network, source, replicated(mesh))
+    step = compile_steps(train_step, source.stacked, shardings)
     count, prepare = compiled(make_count_correct(network)), compiled(network.eval_state)
     key = jax.random.key(experiment.seed)
     with Run(experiment, config, preset, data) as folder:
         say(header(preset, network, folder.folder))
-        draw = jax.jit(partial(first_state, network, optimizer), out_shardings=replicated(mesh))
+        draw = jax.jit(partial(first_state, network, optimizer), out_shardings=shardings)
         state = train(
             experiment,
             source,
@@ -118,16 +122,23 @@ def make_optimizer(
     experiment: Experiment, labels: Any, steps_per_epoch: int, **initial: Any
 ) -> optax.GradientTransformationExtraArgs:
     """One optimizer for the binary kernels, Adam for the real parameters."""
-    steps = (experiment.epochs, steps_per_epoch)
-    binary = experiment.optimizer.build(*steps, **initial)
-    return optax.partition({"binary": binary, "real": experiment.real.build(*steps)}, labels)
+    updates = (experiment.epochs, steps_per_epoch // experiment.accumulate)
+    binary = experiment.optimizer.build(*updates, **initial)
+    both = optax.partition({"binary": binary, "real": experiment.real.build(*updates)}, labels)
+    if experiment.accumulate == 1:
+        return both
+    parts = optax.MultiSteps(both, experiment.accumulate)
+    return optax.with_extra_args_support(parts.gradient_transformation())
 
 
-def make_train_step(experiment: Experiment, network: Network, source: Any) -> Callable[..., Any]:
+def make_train_step(
+    experiment: Experiment, network: Network, source: Any, sharding: Any = None
+) -> Callable[..., Any]:
     """A pure step (state, batch, key, initial) → (state, extremes).
 
     `key` draws the augmentation. `initial` holds first values of hyperparameters, as in
-    {"gamma": 1e-3}, that replace those of the configuration: a sweep vmaps over both.
+    {"gamma": 1e-3}, that replace those of the configuration: a sweep vmaps over both. `sharding`
+    is that of the gradients. None: as XLA finds it.
     """
     losses = make_losses(experiment, network)
 
@@ -149,12 +160,16 @@ def make_train_step(experiment: Experiment, network: Network, source: Any) -> Ca
         (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params
         )
+        if sharding is not None:
+            grads = jax.lax.with_sharding_constraint(grads, sharding)
         optimizer = make_optimizer(experiment, network.labels, source.steps_per_epoch, **initial)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
         correct = (logits.argmax(-1) == batch.labels) & batch.mask
         metrics = step_metrics(loss, jnp.sum(correct), state.params, params, network.labels)
+        if experiment.accumulate > 1:
+            metrics = only_after_update(metrics, opt_state, experiment.accumulate)
         sums = jax.tree.map(jnp.add, sums, metrics)
         after = TrainState(state.step + 1, params, batch_stats, opt_state, sums)
         extremes = Extremes(loss, largest(grads), largest(batch_stats), largest(params))
@@ -229,7 +244,7 @@ def train(
     with closing((batches or partial(source.training, experiment.seed))(step)) as stream:
         for epoch in range(len(folder.metrics) + 1, experiment.epochs + 1):
             start, resumed_at, compiled = time.perf_counter(), done, train_steps.seconds
-            with EpochBar(epoch, experiment.epochs, steps, experiment.batch_size, done) as bar:
+            with EpochBar(epoch, experiment.epochs, steps, experiment.step_images, done) as bar:
                 while done < steps:
                     seen = []
                     for batch in islice(stream, min(source.dispatched, steps - done)):
@@ -246,11 +261,11 @@ def train(
                     stop_if_signalled()
                 compiled = train_steps.seconds - compiled  # 0 after the first epoch
                 start += compiled
-                rate = (done - resumed_at) * experiment.batch_size / (time.perf_counter() - start)
+                rate = (done - resumed_at) * experiment.step_images / (time.perf_counter() - start)
                 if folder.saves_after(epoch):
                     folder.save(state, step)  # before the evaluation, which may be long
                 metrics: dict[str, Any] = {"epoch": epoch, "step": step}
-                metrics |= epoch_means(state.sums, steps, experiment.batch_size)
+                metrics |= epoch_means(state.sums, steps, experiment.step_images)
                 check_skipped(metrics["skipped"], steps, epoch)
                 top1, top5 = np.moveaxis(evaluate(state, stop_if_signalled), -1, 0)
                 metrics[f"{source.evaluated_on}_accuracy"] = top1.tolist()

@@ -20,13 +20,15 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from bop_optax.processor import traced_for
 from experiments.presets import PRESETS
 from train import make_optimizer, make_train_step
+from training.config import Experiment
 from training.data import Batch
-from training.network import first_state, make_network
+from training.devices import replicated
+from training.network import first_state, make_network, state_shardings
 from training.records import describe_origin
 
 NETWORKS = {
@@ -82,34 +84,60 @@ def absent_h100() -> Any:
     return topology.devices[0]
 
 
+def abstract_step(
+    experiment: Experiment, data: Any, mesh: Mesh | None = None, divide: bool = False
+) -> tuple[Any, tuple[Any, ...]]:
+    """A jitted training step, and the shapes of its arguments.
+
+    Args:
+        experiment: what is trained.
+        data: shape, classes, mean and standard deviation of its images.
+        mesh: the devices that share a batch. None: one device.
+        divide: whether they divide the averages of the optimizers, as `--shard-averages`.
+    """
+    network = make_network(experiment, data)
+    optimizer = make_optimizer(experiment, network.labels, STEPS_PER_EPOCH)
+    state = jax.eval_shape(lambda: first_state(network, optimizer, 0))
+    number = experiment.step_images
+    batch = Batch(
+        jax.ShapeDtypeStruct((number, *data.image_shape), jnp.uint8),
+        jax.ShapeDtypeStruct((number,), jnp.int32),
+        jax.ShapeDtypeStruct((number,), jnp.bool_),
+    )
+    shardings = None
+    if mesh is not None:
+        shardings = state_shardings(network, optimizer, mesh, divide)
+        state = jax.tree.map(with_sharding, state, shardings)
+        by_batch = NamedSharding(mesh, PartitionSpec("batch"))
+        batch = jax.tree.map(lambda x: with_sharding(x, by_batch), batch)
+    source = SimpleNamespace(steps_per_epoch=STEPS_PER_EPOCH)
+    step = make_train_step(experiment, network, source, mesh and replicated(mesh))
+    arguments = (state, batch, jax.eval_shape(lambda: jax.random.key(0)), {})
+    out_shardings = shardings and (shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings), arguments
+
+
+def with_sharding(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
 def step_memory(preset: str, batch_size: int, target: Any = None) -> dict[str, int]:
     """Bytes of one step: of the state, which stays, and of everything at the peak."""
     experiment = replace(PRESETS[preset][1], batch_size=batch_size)
-    network = make_network(experiment, IMAGENET)
-    optimizer = make_optimizer(experiment, network.labels, STEPS_PER_EPOCH)
-    state = jax.eval_shape(lambda: first_state(network, optimizer, 0))
-    batch = Batch(
-        jax.ShapeDtypeStruct((batch_size, *IMAGENET.image_shape), jnp.uint8),
-        jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
-    )
-    arguments = (state, batch, jax.eval_shape(lambda: jax.random.key(0)), {})
-    source = SimpleNamespace(steps_per_epoch=STEPS_PER_EPOCH)
-    step = jax.jit(make_train_step(experiment, network, source), donate_argnums=0)
+    step, arguments = abstract_step(experiment, IMAGENET)
     if target is None:
         compiled = step.lower(*arguments).compile()
     else:
         place = SingleDeviceSharding(target)
-        arguments = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
-        )
+        arguments = jax.tree.map(lambda x: with_sharding(x, place), arguments)
         with traced_for("cuda"):
             lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))
         compiled = lowered.compile(compiler_options={"xla_gpu_autotune_level": "0"})
     analysis: Any = compiled.memory_analysis()
     taken, given = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
+    state = jax.tree.leaves(arguments[0])
     return {
-        "state": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
+        "state": sum(x.size * x.dtype.itemsize for x in state),
         "total": taken + given - analysis.alias_size_in_bytes + analysis.temp_size_in_bytes,
     }
 

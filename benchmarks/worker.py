@@ -219,7 +219,8 @@ def whole_run(unit: str = "epoch", cached: bool = True, **options: Any) -> Job:
     jax.config.update("jax_enable_compilation_cache", cached)
     training = Training(**options)
     mesh, seed = device_mesh(), training.experiment.seed
-    source = training.data.batches(training.experiment.batch_size, mesh)
+    experiment = training.experiment
+    source = training.data.batches(experiment.step_images, mesh, experiment.accumulate)
     batches, key = source.training(seed), jax.random.key(seed)
     draw = jax.jit(training.first_state, out_shardings=replicated(mesh))
     state = draw(np.uint32(seed))

@@ -28,6 +28,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def divided(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that the devices divide along its largest dimension, if they can."""
+    axes: list[str | None] = [None] * len(shape)
+    sizes = {size: axis for axis, size in enumerate(shape) if size % mesh.size == 0 and size}
+    if sizes:
+        axes[sizes[max(sizes)]] = "batch"
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
 def compare_replicas(arrays: dict[str, jax.Array], step: int, folder: Path) -> None:
     """Compares the copies that the devices of all hosts have of each array, by their checksums.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from bop_optax import binary_labels, flip_ratio, log_flip_ratio
 from bop_optax.layers import BinaryParam, LatentParam, Product
@@ -18,6 +19,7 @@ from bop_optax.summary import Totals, summary
 from training.config import Experiment
 from training.data import Batch
 from training.data.augment import scale
+from training.devices import divided, replicated
 from training.interrupt import NotFinite
 
 
@@ -147,8 +149,25 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     return jax.jit(function, **options)
 
 
-def compile_steps(train_step: Callable[..., Any], stacked: bool) -> Callable[..., Any]:
+def state_shardings(
+    network: Network, optimizer: optax.GradientTransformation, mesh: Mesh, divide: bool
+) -> TrainState:
+    """Where the devices keep the training state: a copy each, or a part of the averages each."""
+    state = jax.eval_shape(partial(first_state, network, optimizer), 0)
+    everywhere = jax.tree.map(lambda _: replicated(mesh), state)
+    if not divide:
+        return everywhere
+    return everywhere._replace(
+        opt_state=jax.tree.map(lambda x: divided(x.shape, mesh), state.opt_state)
+    )
+
+
+def compile_steps(
+    train_step: Callable[..., Any], stacked: bool, shardings: TrainState | None = None
+) -> Callable[..., Any]:
     """Compiles the step, which reuses the state's buffers, for one batch, or to scan a stack.
+
+    `shardings` are those of the state. None: as XLA finds them.
 
     XLA runs convolutions many times slower inside a loop on a CPU: there, each batch is one call.
     """
@@ -156,7 +175,8 @@ def compile_steps(train_step: Callable[..., Any], stacked: bool) -> Callable[...
     def train_steps(state: Any, batches: Batch, *rest: Any) -> tuple[Any, Extremes]:
         return jax.lax.scan(lambda state, batch: train_step(state, batch, *rest), state, batches)
 
-    return compiled(train_steps if stacked else train_step, donate_argnums=0)
+    step = train_steps if stacked else train_step
+    return compiled(step, donate_argnums=0, out_shardings=shardings and (shardings, None))
 
 
 def binary_layers(tree: Any, labels: Any) -> dict[str, Any]:
@@ -177,6 +197,17 @@ def step_metrics(
     zero = jnp.zeros([], jnp.int32)
     flipped = flip_metrics(before, after, labels)
     return {"loss": loss, "correct": correct, "skipped": zero} | flipped
+
+
+def only_after_update(metrics: dict[str, Any], opt_state: Any, number: int) -> dict[str, Any]:
+    """The metrics of a step of `optax.MultiSteps`, which updates the weights once in `number`.
+
+    The flips of an update count `number` times, those of other steps not at all: the mean over
+    steps is that over updates.
+    """
+    weight = jnp.where(opt_state.mini_step == 0, float(number), 0.0)
+    names = ("flip_ratio", "log_flip_ratio")
+    return metrics | jax.tree.map(lambda x: x * weight, {name: metrics[name] for name in names})
 
 
 def skip_unless(finite: jax.Array, before: TrainState, after: TrainState) -> TrainState:

@@ -85,7 +85,10 @@ class Experiment:
     epochs: int = 100
     """Passes over the training images."""
     batch_size: int = 100
-    """Images in a step, over all devices."""
+    """Images in an update of the weights, over all devices."""
+    accumulate: int = 1
+    """Parts into which a batch is divided, to save memory; their gradients are added up. BatchNorm
+    sees one part at a time."""
     pad: int = 4
     """Augmentation: random shifts by up to this many pixels. 0: none."""
     flip: bool = True
@@ -105,9 +108,17 @@ class Experiment:
     def __post_init__(self):
         require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        require(self.accumulate >= 1, "accumulate", "at least 1", self.accumulate)
+        divides = f"a divisor of the batch size {self.batch_size}"
+        require(self.batch_size % self.accumulate == 0, "accumulate", divides, self.accumulate)
         require(self.pad >= 0, "pad", "at least 0", self.pad)
         Product(backward=self.backward)
         require(0 <= self.seed < 2**32, "seed", "from 0 to 2³² − 1", self.seed)
+
+    @property
+    def step_images(self) -> int:
+        """Images in a step: a batch, or the part of it that is accumulated."""
+        return self.batch_size // self.accumulate
 
     @property
     def depends_on_epochs(self) -> bool:
@@ -117,10 +128,11 @@ class Experiment:
         return any(isinstance(v, Schedule) and v.end is not None for v in values)
 
     def hyperparameters(self, step: int, steps_per_epoch: int) -> dict[str, float]:
-        """The value of every schedule at a step."""
-        length = (self.epochs, steps_per_epoch)
+        """The value of every schedule at the last update of the weights up to a step."""
+        length = (self.epochs, steps_per_epoch // self.accumulate)
         values = schedules(self.optimizer, *length) | schedules(self.real, *length)
-        at_step: dict[str, Any] = {k: v(step) if callable(v) else v for k, v in values.items()}
+        update = max((step + 1) // self.accumulate - 1, 0)
+        at_step: dict[str, Any] = {k: v(update) if callable(v) else v for k, v in values.items()}
         return {name: float(value) for name, value in at_step.items()}
 
 
@@ -140,6 +152,8 @@ class RunConfig:
     """Seconds from Ctrl-C or SIGTERM to the end of the process, at most."""
     compare_steps: int = 1000
     """Steps from one comparison of the devices' copies of the state to the next."""
+    shard_averages: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Divide the optimizers' averages among the devices, to save memory. The flips are the same."""
     debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the traceback of an error."""
 

@@ -31,15 +31,19 @@ def in_flight(mesh: "Mesh") -> int:
     return 1 if on_cpus and mesh.size > 1 else 10
 
 
-def check_batch_size(batch_size: int, num_train: int, mesh: "Mesh") -> None:
-    """Raises a ValueError unless an epoch has a batch and the mesh's devices can share it."""
+def check_batch_size(batch_size: int, num_train: int, mesh: "Mesh", accumulate: int = 1) -> None:
+    """Raises a ValueError unless an epoch has a batch and the mesh's devices can share it.
+
+    The batch of an update is `accumulate` times as large.
+    """
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    if batch_size > num_train:
+    if (whole := batch_size * accumulate) > num_train:
         raise ValueError(
-            f"--batch-size must be at most the {num_train} training images, got {batch_size}"
+            f"--batch-size must be at most the {num_train} training images, got {whole}"
         )
     if batch_size % mesh.size:
+        parts = f" times the {accumulate} parts of --accumulate" if accumulate > 1 else ""
         raise ValueError(
-            f"--batch-size must be a multiple of the {mesh.size} devices, got {batch_size}"
+            f"--batch-size must be a multiple of the {mesh.size} devices{parts}, got {whole}"
         )

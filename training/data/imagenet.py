@@ -99,12 +99,12 @@ class ImageNet:
         """The number of training images."""
         return len(self.train)
 
-    def batches(self, batch_size: int, mesh: Mesh) -> "Streamed":
+    def batches(self, batch_size: int, mesh: Mesh, accumulate: int = 1) -> "Streamed":
         """Streams the images to the mesh; arguments and errors are those of `Dataset.batches`."""
         from training.data.stream import Streamed  # Grain takes seconds to import
 
-        check_batch_size(batch_size, self.num_train, mesh)
-        return Streamed(self, batch_size, mesh)
+        check_batch_size(batch_size, self.num_train, mesh, accumulate)
+        return Streamed(self, batch_size, mesh, accumulate)
 
 
 def open_imagenet(

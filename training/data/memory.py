@@ -123,19 +123,20 @@ class Dataset:
             evaluated_on="validation",
         )
 
-    def batches(self, batch_size: int, mesh: Mesh) -> "InMemory":
+    def batches(self, batch_size: int, mesh: Mesh, accumulate: int = 1) -> "InMemory":
         """Puts the data on the mesh.
 
         Args:
             batch_size: images in a batch, over all devices.
             mesh: devices with the axis "batch".
+            accumulate: an epoch has a multiple of so many batches.
 
         Raises:
             ValueError: for a batch that the training images do not fill, or that the devices cannot
                 share.
         """
-        check_batch_size(batch_size, self.num_train, mesh)
-        return InMemory(self, batch_size, mesh)
+        check_batch_size(batch_size, self.num_train, mesh, accumulate)
+        return InMemory(self, batch_size, mesh, accumulate)
 
 
 def _per_channel(name: str, value: Any, channels: int) -> float | tuple[float, ...]:
@@ -242,17 +243,21 @@ class InMemory:
         evaluated_on: the split that `evaluation` yields: "test" or "validation".
     """
 
-    def __init__(self, data: Dataset, batch_size: int, mesh: Mesh):
+    def __init__(self, data: Dataset, batch_size: int, mesh: Mesh, accumulate: int = 1):
         """Copies the data to every device of the mesh."""
-        self.steps_per_epoch = data.num_train // batch_size
+        self.steps_per_epoch = data.num_train // (batch_size * accumulate) * accumulate
         self.stacked = jax.default_backend() != "cpu"
         self.in_flight = in_flight(mesh)
         self.dispatched = 1 if self.stacked else self.in_flight
         self.evaluated_on = data.evaluated_on
         self._batch_size = batch_size
         everywhere = NamedSharding(mesh, PartitionSpec())
-        self._train = jax.device_put((data.train_images, data.train_labels), everywhere)
-        self._test = jax.device_put((data.test_images, data.test_labels), everywhere)
+
+        def put(array: np.ndarray) -> jax.Array:
+            return jax.make_array_from_process_local_data(everywhere, array, array.shape)
+
+        self._train = put(data.train_images), put(data.train_labels)
+        self._test = put(data.test_images), put(data.test_labels)
         one = NamedSharding(mesh, PartitionSpec("batch"))
         stack = NamedSharding(mesh, PartitionSpec(None, "batch"))
         self._gather = jax.jit(_gather, out_shardings=one)
@@ -270,7 +275,8 @@ class InMemory:
         """
         epoch, offset = divmod(step, self.steps_per_epoch)
         for number in itertools.count(epoch + 1):
-            batches = epoch_batches(seed, number, len(self._train[0]), self._batch_size)[offset:]
+            batches = epoch_batches(seed, number, len(self._train[0]), self._batch_size)
+            batches = batches[offset : self.steps_per_epoch]
             if self.stacked:
                 batches = np.array_split(batches, math.ceil(len(batches) / STEPS_AT_ONCE))
             for positions in batches:

@@ -56,6 +56,7 @@ def training_batches(
     seed: int,
     *,
     first_step: int = 0,
+    accumulate: int = 1,
     image_size: int = 224,
     workers: int = 0,
     host: int = 0,
@@ -71,6 +72,7 @@ def training_batches(
         batch_size: images of all hosts together.
         seed: from 0.
         first_step: number of the first batch: to resume, how many batches were used before.
+        accumulate: an epoch has a multiple of so many batches.
         image_size: height and width of the crops.
         workers: processes that make them, about one for each core; each has up to 4 batches in
             shared memory. 0: the process that iterates.
@@ -97,15 +99,17 @@ def training_batches(
     """
     if first_step < 0:
         raise ValueError(f"first_step must be at least 0, got {first_step}")
-    if not 0 < batch_size <= len(records):
+    if not 0 < batch_size * accumulate <= len(records):
         raise ValueError(
-            f"batch_size must be from 1 to the {len(records)} training images, got {batch_size}"
+            f"batch_size must be from 1 to the {len(records)} training images, got "
+            f"{batch_size * accumulate}"
         )
     images = _Images(records, "train", image_size, bad_images is not None)
     # `seed` hashes: with shuffle(seed), epoch 2 of seed 1 would be epoch 1 of seed 2. Grain's
     # permutation is not quite uniform (neighbours correlate by 0.02); TFDS shuffled the files, too.
     order = grain.MapDataset.range(len(records)).seed(seed).random_map(images.crop).shuffle()
-    whole = order[: len(records) // batch_size * batch_size]
+    at_once = batch_size * accumulate
+    whole = order[: len(records) // at_once * at_once]
     batches = _to_share(whole, batch_size, host, hosts).repeat()[first_step:]
     # 8 batches of each worker: 4 of its own, and 4 of the one that evaluates at the same time
     return _stream(batches, workers, 8 * batch_size // hosts * image_size**2 * 3, bad_images)

@@ -123,8 +123,9 @@ class Streamed:
     stacked = False
     dispatched = 1
 
-    def __init__(self, data: ImageNet, batch_size: int, mesh: Mesh):
-        self.steps_per_epoch = data.num_train // batch_size
+    def __init__(self, data: ImageNet, batch_size: int, mesh: Mesh, accumulate: int = 1):
+        self.steps_per_epoch = data.num_train // (batch_size * accumulate) * accumulate
+        self._accumulate = accumulate
         self.evaluated_on = data.evaluated_on
         self.in_flight = in_flight(mesh)
         self._data, self._batch_size = data, batch_size
@@ -138,7 +139,8 @@ class Streamed:
         Raises:
             OSError: while iterating, for images that do not decode and if the workers end.
         """
-        make_batches = partial(training_batches, self._data.train, seed=seed, first_step=step)
+        options = {"seed": seed, "first_step": step, "accumulate": self._accumulate}
+        make_batches = partial(training_batches, self._data.train, **options)
         with closing(self._stream(make_batches)) as batches:
             for batch, seconds in batches:
                 self._seconds_waited += seconds
