@@ -1,9 +1,11 @@
 """The tables of the records of benchmarks/.
 
-memory/*.json      the records of python -m benchmarks.memory
-pipeline/*.json    of python -m benchmarks.imagenet_pipeline
-engines/*.json     of python -m benchmarks.engines
-runs/*.json        of python -m benchmarks
+memory/*.json       the records of python -m benchmarks.memory
+pipeline/*.json     of python -m benchmarks.imagenet_pipeline
+engines/*.json      of python -m benchmarks.engines
+collectives/*.json  of python -m benchmarks.collectives
+devices/*.json      of python -m experiments.devices
+runs/*.json         of python -m benchmarks
 """
 
 import json
@@ -18,6 +20,11 @@ from benchmarks import table as side_by_side
 RACE = "\n![Test accuracy by minutes of each contestant](../experiments/results/race.png)\n"
 MEMORY = ("network", "batch", "weights and optimizer", "one training step", "compiled for")
 PIPELINE = ("part", "images/s", "")
+COLLECTIVES = ("network", "options", "gradients", "operation", "number", "bytes")
+LINKS = {"10 Gb/s": 1.25e9, "100 Gb/s": 12.5e9, "400 Gb/s": 50e9}  # bytes/s of a host's network
+BITS = {"float32": 1, "8 bits": 4, "1 bit": 32}  # what gradients would be divided by
+EXCHANGE = ("network", "gradients", *LINKS)
+DEVICES = ("devices", "weights that differ", "first loss", "last loss", "test accuracy", "runs")
 ENGINES = ("network", "engine", "file", "batch", "ms an image", "same classes", "difference")
 
 
@@ -42,6 +49,9 @@ def tables(folder: Path) -> dict[str, str]:
         "memory": table("memory", MEMORY, memory_rows),
         "pipeline": table("pipeline", PIPELINE, pipeline_rows),
         "engines": table("engines", ENGINES, engine_rows),
+        "collectives": table("collectives", COLLECTIVES, collective_rows),
+        "exchange": table("collectives", EXCHANGE, exchange_rows),
+        "devices": table("devices", DEVICES, device_rows),
         "benchmarks": side_by_side.page_block(records) + (RACE if _newest_race(records) else ""),
     }
 
@@ -106,6 +116,58 @@ def pipeline_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
         waits = f"waits {statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})"
         rate = f"{record['batch_size'] / step:,.0f} requested"
         rows.append((f"a stand-in device, {step:.2f} s a batch: {name}", rate, waits))
+    return rows
+
+
+def collective_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
+    """A row for each network and kind of operation."""
+    return [
+        (
+            network,
+            "`--shard-averages`" if "--shard-averages" in record["command"] else "",
+            f"{step['gradients'] / 1e6:.2f} MB",
+            kind,
+            found["operations"],
+            f"{found['bytes'] / 1e6:.2f} MB",
+        )
+        for network, step in record["networks"].items()
+        for kind, found in step["collectives"].items()
+    ]
+
+
+def exchange_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
+    """Calculated times of a ring's all-reduce between many hosts, by the bits of a gradient."""
+    if "--shard-averages" in record["command"]:
+        return []
+    rows = []
+    for network, step in record["networks"].items():
+        for name, divisor in BITS.items():
+            crossing = 2 * step["gradients"] / divisor
+            times = (f"{1e3 * crossing / rate:.2g} ms" for rate in LINKS.values())
+            rows.append((network, name, *times))
+    return rows
+
+
+def device_rows(record: dict[str, Any]) -> list[Sequence[Any]]:
+    """A row for each number of devices: means over seeds; the range of the weights that differ."""
+    rows = []
+    runs = record["runs"]
+    for devices in sorted({run["devices"] for run in runs}):
+        own = [run for run in runs if run["devices"] == devices]
+        differ = [run["differing"] for run in own]
+        first, last = (statistics.fmean(run["loss"][i] for run in own) for i in (0, -1))
+        accuracies = [run["test_accuracy"][-1] for run in own]
+        spread = f" ± {statistics.stdev(accuracies):.2%}" if len(own) > 1 else ""
+        rows.append(
+            (
+                devices,
+                f"{min(differ):.1%} to {max(differ):.1%}" if max(differ) else "–",
+                f"{first:.6f}",
+                f"{last:.4f}",
+                f"{statistics.fmean(accuracies):.2%}{spread}",
+                len(own),
+            )
+        )
     return rows
 
 

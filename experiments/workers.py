@@ -9,7 +9,6 @@ import fcntl
 import itertools
 import math
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -193,10 +192,7 @@ def run_network(folder: Path, method: str, experiment: Experiment, interrupt: In
     with locked(folder.with_name(f"{folder.name}.lock")):
         finished = (folder / "result.json").exists()
         if not finished:
-            resume = (folder / "config.json").exists()
-            if not resume:  # a killed worker may have left a folder that cannot be resumed
-                shutil.rmtree(folder, ignore_errors=True)
-            config = RunConfig(run_dir=folder, resume=resume)
+            config = RunConfig(run_dir=folder, resume=folder.exists())
             try:
                 with open(os.devnull, "w") as null, redirect_stdout(null):  # the lines of epochs
                     train.run(experiment, config, method, interrupt)

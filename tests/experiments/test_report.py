@@ -244,7 +244,9 @@ ZEROS = '{"one_core": {"read": [0.0], "decode": [0.0], "decode_crop": [0.0]}}'
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"bytes": {"a net": 3}}', ZEROS, "[" * 10**5])
-@pytest.mark.parametrize("benchmark", ["memory", "pipeline", "engines", "runs"])
+@pytest.mark.parametrize(
+    "benchmark", ["memory", "pipeline", "engines", "collectives", "devices", "runs"]
+)
 def test_malformed_benchmarks(benchmark, text, tmp_path):
     shutil.copytree(SEED.parent, tmp_path / "runs" / "digits-bop")
     path = tmp_path / "benchmarks" / benchmark / "cpu.json"
@@ -292,6 +294,36 @@ def test_engines_by_hand():
     assert benchmark_tables.engine_rows(record) == [
         ("a network", "XLA", "40 kB", 50, "4", "99 of 100", "0"),
         ("a network", "LCE", "2 kB", 50, "20", "100 of 100", "5e-07"),
+    ]
+
+
+def test_collectives_by_hand():
+    """A ring sends twice the bytes: 25 MB take 40 ms at 1.25 GB/s."""
+    found = {"all-reduce": {"operations": 3, "bytes": 25_100_000}}
+    network = {"gradients": 25_000_000, "collectives": found}
+    record = {"command": "python -m benchmarks.collectives", "networks": {"a network": network}}
+    assert benchmark_tables.collective_rows(record) == [
+        ("a network", "", "25.00 MB", "all-reduce", 3, "25.10 MB")
+    ]
+    assert benchmark_tables.exchange_rows(record) == [
+        ("a network", "float32", "40 ms", "4 ms", "1 ms"),
+        ("a network", "8 bits", "10 ms", "1 ms", "0.25 ms"),
+        ("a network", "1 bit", "1.2 ms", "0.12 ms", "0.031 ms"),
+    ]
+    divided = record | {"command": "python -m benchmarks.collectives --shard-averages"}
+    assert benchmark_tables.collective_rows(divided)[0][1] == "`--shard-averages`"
+    assert benchmark_tables.exchange_rows(divided) == []
+
+
+def test_devices_by_hand():
+    runs = [
+        {"devices": 1, "differing": 0.0, "loss": [2.0, 1.0], "test_accuracy": [0.1, 0.8]},
+        {"devices": 2, "differing": 0.125, "loss": [2.0, 1.5], "test_accuracy": [0.1, 0.9]},
+        {"devices": 2, "differing": 0.25, "loss": [2.0, 0.5], "test_accuracy": [0.1, 0.8]},
+    ]
+    assert benchmark_tables.device_rows({"runs": runs}) == [
+        (1, "–", "2.000000", "1.0000", "80.00%", 1),
+        (2, "12.5% to 25.0%", "2.000000", "1.0000", "85.00% ± 7.07%", 2),
     ]
 
 

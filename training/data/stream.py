@@ -21,6 +21,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 from grain.multiprocessing import SharedMemoryArray
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from training import hosts
 from training.data import Batch, in_flight
 from training.data.imagenet import BadImage, ImageNet
 from training.data.pipeline import BadImages, training_batches, validation_batches
@@ -154,10 +155,11 @@ class Streamed:
                 yield batch
 
     def measurements(self) -> dict[str, float]:
-        """Seconds that training waited since the last call; all bad images so far, once each."""
-        seconds, self._seconds_waited = self._seconds_waited, 0.0
-        bad_images = len(self._bad_images.names) if self._bad_images else 0
-        return {"seconds_waited": seconds, "bad_images": bad_images}
+        """Seconds that the slowest host waited since the last call; all bad images, once each."""
+        names = sorted(self._bad_images.names) if self._bad_images else []
+        seconds, names = zip(*hosts.gather([self._seconds_waited, names]), strict=True)
+        self._seconds_waited = 0.0
+        return {"seconds_waited": max(seconds), "bad_images": len(set().union(*names))}
 
     def _stream(self, make_batches: Callable[..., Any]) -> Generator[tuple[Batch, float]]:
         """Batches on the mesh, and the seconds waited for each."""
