@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from training import hosts
 from training.network import Network, count_parameters, totals
 
 
@@ -62,7 +63,7 @@ class EpochBar:
     def __init__(self, epoch: int, epochs: int, steps: int, batch_size: int, done: int = 0):
         self._title = f"epoch {epoch}/{epochs}"
         self._batch_size = batch_size
-        self.on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.on_terminal = sys.stderr is not None and sys.stderr.isatty() and hosts.is_first()
         self._bar = tqdm(
             desc=self._title,
             total=steps * batch_size,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import zlib
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from training import hosts
 from training.data import Batch, check_batch_size, in_flight
 
 _LARGEST_LABEL: Any = None  # `Dataset` replaces it by an int
@@ -244,7 +246,13 @@ class InMemory:
     """
 
     def __init__(self, data: Dataset, batch_size: int, mesh: Mesh, accumulate: int = 1):
-        """Copies the data to every device of the mesh."""
+        """Copies the data to every device of the mesh.
+
+        Raises:
+            ValueError: if another process of the run has other images or labels.
+        """
+        if hosts.are_several():
+            _check_equal(data)
         self.steps_per_epoch = data.num_train // (batch_size * accumulate) * accumulate
         self.stacked = jax.default_backend() != "cpu"
         self.in_flight = in_flight(mesh)
@@ -293,6 +301,14 @@ class InMemory:
     def measurements(self) -> dict[str, float]:
         """Returns an empty dictionary: batches in memory cause no wait."""
         return {}
+
+
+def _check_equal(data: Dataset) -> None:
+    arrays = (data.train_images, data.train_labels, data.test_images, data.test_labels)
+    first, *others = hosts.gather([zlib.crc32(x.tobytes()) for x in arrays])
+    for process, other in enumerate(others, 1):
+        if other != first:
+            raise ValueError(f"process {process} has other images or labels than process 0")
 
 
 def epoch_batches(seed: int, epoch: int, number: int, batch_size: int) -> np.ndarray:
