@@ -172,27 +172,33 @@ def ending(
         yield
     except Stopped as stopped:
         message = f"{stopped}{_resume_hint(program, stopped, resumed)}"
-        _end(message, debug, stopped.status, alone=stopped.alone)
+        if stopped.alone or hosts.is_first():
+            print(message, file=sys.stderr, flush=True)
+        _end(message, stopped.status, debug, stopped.alone)
     except (ValueError, OSError, RunError) as error:
-        _end(f"{name}: {error}", debug)
+        message = f"{name}: {error}"
+        _end(message, message, debug)
     except Exception as error:
         if not hosts.are_several():
             raise
         if isinstance(error, jax.errors.JaxRuntimeError):
             time.sleep(1)  # a process that knows the cause tells it first
         reason = str(error).partition("\n")[0]
-        _end(f"{name}: {reason}; another process may have been killed", debug=True)
+        message = f"{name}: {reason}; another process may have been killed"
+        _end(message, message, debug=True)
 
 
-def _end(message: str, debug: bool, status: int = 1, alone: bool = True) -> NoReturn:
+def _end(message: str, code: int | str, debug: bool, alone: bool = True) -> NoReturn:
+    """Ends the process with a status, or with 1 and a line; and others, if they do not know why."""
     if debug:
         traceback.print_exc()
-    if alone or hosts.is_first():
-        print(message, file=sys.stderr, flush=True)
     if alone and hosts.are_several():
-        hosts.announce(message, status)
-        os._exit(status)  # JAX would wait for the others
-    sys.exit(status)
+        if isinstance(code, str):
+            print(code, file=sys.stderr, flush=True)
+            code = 1
+        hosts.announce(message, code)
+        os._exit(code)  # JAX would wait for the others
+    sys.exit(code)
 
 
 def _resume_hint(program: str, stopped: Stopped, resumed: Callable[[Path], Path | None]) -> str:
