@@ -14,8 +14,10 @@ import pytest
 
 from experiments.presets import PRESETS
 from train import Options
-from training.command import cache_programs, parse
+from training.command import cache_programs, ending, parse
 from training.config import Arrays, Cifar10, Digits, ImageNet, Schedule
+from training.interrupt import Stopped
+from training.run import RunError
 
 
 def read(monkeypatch, *arguments: object) -> tuple[str, Options]:
@@ -224,3 +226,55 @@ def test_freed_memory_is_kept():
     )
     pages = 2**26 // resource.getpagesize()
     assert freed - kept > 5 * pages
+
+
+# ---- The end -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize(
+    "error", [ValueError("a bad value"), OSError("no such file"), RunError("damaged")]
+)
+def test_an_error_is_one_line_and_its_traceback_if_asked_for(capsys, error, debug):
+    with pytest.raises(SystemExit) as stop, ending("-m experiments.sweep", debug):
+        raise error
+    assert stop.value.code == f"experiments.sweep: {error}"
+    assert ("Traceback" in capsys.readouterr().err) == debug
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="a bug"), ending("train.py"):
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder", "status", "last"),
+    [
+        (
+            ["--epochs", "3"],
+            "runs/a",
+            143,
+            "  python train.py --epochs 3 --run-dir=runs/a --resume",
+        ),
+        (["--run-dir", "b c", "--resume"], "b c", 1, "  python train.py --run-dir 'b c' --resume"),
+        ([], None, 130, "The same command resumes."),
+        ([], None, 1, "Stopped."),
+    ],
+)
+def test_a_stopped_run_tells_what_resumes_it(monkeypatch, capsys, arguments, folder, status, last):
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as stop, ending("train.py"):
+        raise Stopped("Stopped.", status, folder and Path(folder))
+    assert stop.value.code == status
+    assert capsys.readouterr().err.splitlines()[-1] == last
+
+
+def test_the_folder_to_resume_may_be_another(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    for resumed, last in (
+        (lambda run: run.parent, "  python -m experiments.sweep --run-dir=runs --resume"),
+        (lambda run: None, "The same command resumes."),
+    ):
+        with pytest.raises(SystemExit), ending("-m experiments.sweep", False, resumed):
+            raise Stopped("Stopped.", 1, Path("runs/lane1"))
+        assert capsys.readouterr().err.splitlines()[-1] == last
