@@ -128,7 +128,7 @@ class Run:
         before = [description, *description.get("resumed", [])][-1]["device"]
         if before["count"] != resumed["device"]["count"]:
             print(
-                f"Resuming on {resumed['device']['count']} devices a run of {before['count']}: "
+                f"Resuming a run of {before['count']} devices on {resumed['device']['count']}: "
                 "sums round in another order, so the curves will differ a little.",
                 file=sys.stderr,
             )

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -175,6 +176,17 @@ def test_a_folder_that_is_not_empty(whole, tmp_path):
     assert statuses == [1, 1]
     assert f"train.py: {whole} is not empty" in errors[0]
     assert re.search(f"Process 0 ended: .*{whole} is not empty", errors[1])
+
+
+@pytest.mark.slow
+def test_a_run_resumes_on_another_number_of_devices(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    options = [*TINY, "--epochs", 7, "--run-dir", tmp_path / "run", "--resume"]
+    process = run(*options)
+    assert process.returncode == 0, process.stderr
+    assert "Resuming a run of 4 devices on 1: sums round in another order" in process.stderr
+    assert metrics(tmp_path / "run")[:6] == metrics(whole)
+    assert metrics(tmp_path / "run")[6]["step"] == 7 * (1437 // 96)
 
 
 def slurm(process: int) -> dict[str, str]:

@@ -87,8 +87,7 @@ class Experiment:
     batch_size: int = 100
     """Images in an update of the weights, over all devices."""
     accumulate: int = 1
-    """Parts into which a batch is divided, to save memory; their gradients are added up. BatchNorm
-    sees one part at a time."""
+    """Parts of a batch whose gradients are averaged, to save memory. BatchNorm sees one at a time."""
     pad: int = 4
     """Augmentation: random shifts by up to this many pixels. 0: none."""
     flip: bool = True
