@@ -87,7 +87,7 @@ class Experiment:
     batch_size: int = 100
     """Images in an update of the weights, over all devices."""
     accumulate: int = 1
-    """Parts of a batch, which save memory. Their gradients are averaged; BatchNorm sees one part."""
+    """Parts of a batch, to save memory. Gradients are averaged; BatchNorm sees one part."""
     pad: int = 4
     """Augmentation: random shifts by up to this many pixels. 0: none."""
     flip: bool = True
