@@ -85,6 +85,35 @@ def test_a_folder_that_vanishes(tmp_path):
     assert re.match(rf".*{folder}.*: stopped\.\nResume with\n  python train.py .*\n$", errors)
 
 
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--user", "true"], capture_output=True).returncode != 0,
+    reason="root may write to a read-only folder",
+)
+def test_a_folder_that_turns_read_only(tmp_path):
+    """In a namespace root has no privilege. The last checkpoint resumes once it can be written."""
+    folder = tmp_path / "run"
+    command = ["unshare", "--user", *faults.command(folder), "--epochs=1000"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=faults.ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("epoch 2/"):
+            assert process.poll() is None
+        for path in (folder, folder / "checkpoints"):
+            path.chmod(0o555)
+        _, errors = process.communicate(timeout=120)
+    for path in (folder, folder / "checkpoints"):
+        path.chmod(0o755)
+    assert process.returncode == 1, errors
+    message, *resume = errors.splitlines()
+    assert resume[0] == "Resume with"
+    assert re.fullmatch(rf".*{folder}.*: stopped\.", message)
+    assert "Traceback" not in errors
+    epochs = len((folder / "metrics.jsonl").read_text().splitlines())
+    again = [sys.executable, *resuming(folder), f"--epochs={epochs + 1}"]
+    subprocess.run(again, cwd=faults.ROOT, check=True)
+    assert (folder / "result.json").exists()
+
+
 def test_a_closed_standard_output_does_not_end_a_run(whole, tmp_path):
     folder = tmp_path / "run"
     with subprocess.Popen(
