@@ -74,7 +74,7 @@ class BinaryNet(nnx.Module):
         check_widths(width=width, units=units, stages=stages)
         height, breadth, features = check_sizes(image_shape, num_classes)
         lost = 2 if first_padding == "VALID" else 0
-        rows, columns = ((side - lost) // 2**stages for side in (height, breadth))
+        rows, columns = ((side - lost) >> stages for side in (height, breadth))
         if rows < 1 or columns < 1:
             raise ValueError(
                 f"{stages=} poolings leave nothing of images of {height}×{breadth}; use fewer"

@@ -107,6 +107,7 @@ class Experiment:
 
     def __post_init__(self):
         require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        require(self.epochs < 2**31, "epochs", "below 2³¹", self.epochs)
         require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         require(self.accumulate >= 1, "accumulate", "at least 1", self.accumulate)
         divides = f"a divisor of the batch size {self.batch_size}"
