@@ -14,6 +14,7 @@ from bop_optax.saving import load
 from training.checkpoints import Checkpoints, DamagedCheckpoint, leaves_by_name
 from training.config import Experiment, from_json
 from training.data.augment import scale
+from training.machine import expanded
 from training.network import for_inference, layer_options
 from training.records import read_json
 from training.run import WEIGHTS
@@ -63,7 +64,7 @@ def load_latent_run(folder: Path | str) -> nnx.Module:
         ValueError: for a folder without a finished run, and without that checkpoint.
     """
     model = load_run(folder).model
-    path = Path(folder).expanduser().absolute() / "checkpoints"
+    path = expanded(Path(folder)).absolute() / "checkpoints"
     with Checkpoints(path) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -94,7 +95,7 @@ def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
         >>> trained.probabilities(images).argmax(-1)  # doctest: +SKIP
         array([3, 1, 4])
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(Path(folder))
     try:
         description = read_json(folder / "config.json")
         config, images = description["config"], SimpleNamespace(**description["images"])

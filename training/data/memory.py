@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from training import hosts
 from training.data import Batch, check_batch_size, in_flight
+from training.machine import expanded
 
 _LARGEST_LABEL: Any = None  # `Dataset` replaces it by an int
 STEPS_AT_ONCE = 200  # at most, in a stack of batches
@@ -214,7 +215,7 @@ def load_npz(path: Path) -> Dataset:
     """
     names = ("train_images", "train_labels", "test_images", "test_labels")
     try:
-        with path.expanduser().open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with expanded(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = [stored[name] for name in names]
             class_names = stored["class_names"].astype(str) if "class_names" in stored else None
         if class_names is None:
