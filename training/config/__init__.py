@@ -206,4 +206,7 @@ def _option(value: Any, hint: Any) -> Any:
         return from_json(value, hint)
     if hint is Schedule:
         return Schedule.parse(value)
+    types: list[Any] = [cls for cls in (hint, *get_args(hint)) if is_dataclass(cls)]
+    if types:
+        raise TypeError(f"{value!r} is none of {', '.join(cls.__name__ for cls in types)}")
     return Path(value) if value is not None and Path in (hint, *get_args(hint)) else value

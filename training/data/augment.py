@@ -47,6 +47,7 @@ def check_pad(pad: int, sizes: Sequence[int]) -> None:
     """Raises ValueError for a pad that leaves nothing of some crops of an image."""
     height, width = sizes[:2]
     most = f"less than the {height}×{width} pixels of an image"
+    require(pad >= 0, "pad", "at least 0", pad)
     require(pad < min(height, width), "pad", most, pad)
 
 
