@@ -141,9 +141,8 @@ def main(
         sys.exit(f"benchmarks.engines: {error}")
     scaled = np.asarray(scale(jnp.asarray(loaded.test_images[:images]), trained.mean, trained.std))
     if not (min(batches) > 0 and max(batches) <= len(scaled)):
-        sys.exit(
-            f"benchmarks.engines: a batch must be 1 to {len(scaled)}, the number of images, got {batches=}"
-        )
+        most = f"from 1 to the {len(scaled)} images"
+        sys.exit(f"benchmarks.engines: --batches must be {most}, got {batches}")
     flags = ["--batches", *map(str, batches), "--images", str(images), "--repeats", str(repeats)]
     record = start_record(shlex.join(["python", "-m", "benchmarks.engines", run.name, *flags]))
     record |= {

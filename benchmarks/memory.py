@@ -37,7 +37,7 @@ NETWORKS = {
     "XNOR-Net": "imagenet-xnornet-bop-released",
 }
 STEPS_PER_EPOCH = 5004
-MOST_IMAGES = 2**31 // (224 * 224 * 64)
+MOST_IMAGES = 2**31 // (224 * 224 * 3)
 IMAGENET: Any = SimpleNamespace(
     num_classes=1000,
     image_shape=(224, 224, 3),
