@@ -29,6 +29,8 @@ from benchmarks.race import entrants, race
 from benchmarks.rows import ROWS, Case
 from benchmarks.runs import DATA_ROWS, Place
 from benchmarks.worker import VARIANTS
+from training.config.ranges import require
+from training.machine import expanded
 from training.records import describe_origin, write_json
 
 RUNS = ROOT / "experiments" / "results" / "benchmarks" / "runs"
@@ -62,6 +64,16 @@ def main(
     if unknown := set(variants) - set(VARIANTS):
         known = ", ".join(VARIANTS)
         sys.exit(f"benchmarks: --variants must be among {known}, got {', '.join(unknown)}")
+    try:
+        require(len(variants) > 0, "variants", "at least one", variants)
+        require(repeats >= 1, "repeats", "at least 1", repeats)
+        for name, value in (("seconds", seconds), ("minutes", minutes)):
+            require(0 < value < float("inf"), name, "above 0 and finite", value)
+        out, peers = expanded(out), expanded(peers)
+        for name, path in (("out", out), ("peers", peers)):
+            require(path.is_dir() or not path.exists(), name, "a folder", path)
+    except ValueError as error:
+        sys.exit(f"benchmarks: {error}")
     with tempfile.TemporaryDirectory() as folder:
         place = Place(data_dir, Path(folder))
         try:

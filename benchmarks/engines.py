@@ -7,7 +7,6 @@ It exports the network for each engine. The engines take turns on the run's test
 round. Their logits are compared with those of the float32 products under XLA.
 """
 
-import json
 import shlex
 import statistics
 import subprocess
@@ -29,9 +28,11 @@ from benchmarks.measure import find_workers
 from benchmarks.peers import DEFAULT_FOLDER, Missing
 from bop_optax.models.binarynet import BinaryNet
 from training.config import Experiment, from_json
+from training.config.ranges import require
 from training.data.augment import scale
 from training.export import export
-from training.records import write_json
+from training.machine import expanded
+from training.records import read_json, write_json
 from training.trained import load_run
 
 OPENVINO = ROOT / "docs/examples/openvino_binarynet.py"
@@ -125,14 +126,23 @@ def main(
         seconds: Least time of one measurement.
         out: Folder for the record.
     """
-    run = run.expanduser()
-    trained = load_run(run)
-    description = json.loads((run / "config.json").read_text())
-    data = description["config"]["data"] | ({"data_dir": str(data_dir)} if data_dir else {})
-    loaded = from_json(data, get_type_hints(Experiment)["data"]).load()
+    try:
+        require(images >= 1, "images", "at least 1", images)
+        require(repeats >= 1, "repeats", "at least 1", repeats)
+        require(0 < seconds < float("inf"), "seconds", "above 0 and finite", seconds)
+        require(len(batches) > 0, "batches", "at least one", batches)
+        require(out.is_dir() or not out.exists(), "out", "a folder", out)
+        run = expanded(run)
+        trained = load_run(run)
+        description = read_json(run / "config.json")
+        data = description["config"]["data"] | ({"data_dir": str(data_dir)} if data_dir else {})
+        loaded = from_json(data, get_type_hints(Experiment)["data"]).load()
+    except (ValueError, OSError) as error:
+        sys.exit(f"benchmarks.engines: {error}")
     scaled = np.asarray(scale(jnp.asarray(loaded.test_images[:images]), trained.mean, trained.std))
     if not (min(batches) > 0 and max(batches) <= len(scaled)):
-        sys.exit(f"a batch must be 1 to {len(scaled)}, the number of images, got {batches=}")
+        most = f"from 1 to the {len(scaled)} images"
+        sys.exit(f"benchmarks.engines: --batches must be {most}, got {batches}")
     flags = ["--batches", *map(str, batches), "--images", str(images), "--repeats", str(repeats)]
     record = start_record(shlex.join(["python", "-m", "benchmarks.engines", run.name, *flags]))
     record |= {

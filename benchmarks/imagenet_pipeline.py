@@ -23,6 +23,8 @@ import numpy as np
 import tyro
 from PIL import features
 
+from training.config.data import MOST_WORKERS
+from training.config.ranges import require
 from training.data.imagenet import Records, decode, open_imagenet, training_image
 from training.data.pipeline import training_batches
 from training.data.stream import Feed
@@ -48,7 +50,16 @@ def main(
         repeats: How often each measurement is repeated.
         out: JSON file to write.
     """
-    records: Any = open_imagenet(data_dir).train
+    try:
+        in_range = bool(workers) and 0 <= min(workers) <= max(workers) <= MOST_WORKERS
+        require(in_range, "workers", f"from 0 to {MOST_WORKERS}, at least one", workers)
+        require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        require(repeats >= 1, "repeats", "at least 1", repeats)
+        in_folder = out is None or out.absolute().parent.is_dir()
+        require(in_folder, "out", "a file in a folder that exists", out)
+        records: Any = open_imagenet(data_dir).train
+    except (ValueError, OSError) as error:
+        sys.exit(f"benchmarks.imagenet_pipeline: {error}")
     result: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.imagenet_pipeline", *sys.argv[1:]]),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},

@@ -37,6 +37,7 @@ NETWORKS = {
     "XNOR-Net": "imagenet-xnornet-bop-released",
 }
 STEPS_PER_EPOCH = 5004
+MOST_IMAGES = 2**31 // (224 * 224 * 3)
 IMAGENET: Any = SimpleNamespace(
     num_classes=1000,
     image_shape=(224, 224, 3),
@@ -154,6 +155,11 @@ def main(
     """
     if batch_size < 1:
         sys.exit(f"benchmarks.memory: --batch-size must be at least 1, got {batch_size}")
+    if batch_size > MOST_IMAGES:
+        most = f"at most {MOST_IMAGES}, since XLA counts in 32 bits"
+        sys.exit(f"benchmarks.memory: --batch-size must be {most}, got {batch_size}")
+    if out and (out.is_dir() or not out.absolute().parent.is_dir()):
+        sys.exit(f"benchmarks.memory: --out must be a file in a folder that exists, got {out}")
     device = absent_h100() if target == "h100" else None
     networks = {}
     for name, preset in NETWORKS.items():

@@ -1,11 +1,13 @@
 """What the binary layers share: the types of their kernels, the quantizers, bits, the bias."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import lax
@@ -13,6 +15,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from bop_optax import quantizers
+from bop_optax._flip import is_floating
 from bop_optax._initializers import glorot_uniform, rademacher
 from bop_optax._popcount import PackedKernel, output_scale, pack_kernel
 from bop_optax._product import Product, binary_product
@@ -22,6 +25,7 @@ from bop_optax.quantizers import is_scaled_sign, is_sign
 Quantizer = Callable[[jax.Array], jax.Array]
 
 Model = TypeVar("Model", bound=nnx.Module)
+MOST_WEIGHTS = 2**31  # of a kernel, below which XLA's counts are exact
 
 
 class BinaryParam(nnx.Param):
@@ -87,18 +91,33 @@ class BinaryLayer(nnx.Module):
                 "for latent weights chain bop_optax.latent.clip_latent() after the optimizer"
             )
         self.kernel_shape = tuple(kernel_shape)
-        if min(self.kernel_shape) < 1:
-            raise ValueError(f"features and window must be at least 1, got {self.kernel_shape}")
+        check_features(self.kernel_shape)
+        for name, given in (("dtype", dtype), ("param_dtype", param_dtype)):
+            if not is_floating(given) and (name, given) != ("dtype", None):
+                raise TypeError(f"{name} must be a floating dtype, got {given!r}")
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"rngs must be flax.nnx.Rngs, as nnx.Rngs(0), got {rngs!r}")
         if not isinstance(kernel_metadata, Mapping):
             raise TypeError(f"kernel_metadata must be a dictionary, got {kernel_metadata!r}")
         latent = kernel_quantizer is not None
         kernel_init = kernel_init or (glorot_uniform if latent else rademacher)
+        if not callable(kernel_init):
+            raise TypeError(f"kernel_init must be a function, got {kernel_init!r}")
         kernel = kernel_init(rngs.params(), self.kernel_shape, param_dtype)
-        if not latent and not _is_binary(kernel):
+        if jnp.shape(kernel) != self.kernel_shape or not is_floating(jnp.result_type(kernel)):
+            raise ValueError(
+                f"kernel_init must return floating numbers of shape {self.kernel_shape}, got "
+                f"{jnp.result_type(kernel)} of shape {jnp.shape(kernel)}"
+            )
+        magnitude = jnp.abs(kernel)
+        is_scale = (magnitude > 0) & (magnitude < jnp.inf)
+        if not latent and not _holds((magnitude == output_scale(kernel)) & is_scale):
             raise ValueError(
                 "kernel_init must return −α or +α, with one α for each output: a binary layer "
                 "has no latent weights; real weights need a kernel_quantizer"
             )
+        if not _holds(jnp.isfinite(kernel)):
+            raise ValueError("kernel_init must return finite numbers, got others")
         self.kernel = (LatentParam if latent else BinaryParam)(kernel, **kernel_metadata)
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer
@@ -126,7 +145,7 @@ class BinaryLayer(nnx.Module):
             packed = PackedKernel(self.kernel[...], self.kernel_scale[...], self.kernel_shape[-2])
             return packed.unpack()
         kernel = self._quantized_kernel()
-        if not _is_binary(kernel):
+        if not _holds(jnp.abs(kernel) == output_scale(kernel)):
             raise ValueError(
                 f"a kernel of shape {kernel.shape} is not −α or +α, with one α for each output"
             )
@@ -163,7 +182,9 @@ class BinaryLayer(nnx.Module):
         if 0 in x.shape[x.ndim - rank - 1 :]:
             raise ValueError(f"{type(self).__name__} got an image without pixels, {x.shape}")
         if self.input_quantizer is not None:
-            x = self.input_quantizer(x)
+            x, shape = self.input_quantizer(x), x.shape
+            if jnp.shape(x) != shape:
+                raise ValueError(f"input_quantizer must keep the shape {shape}, got {jnp.shape(x)}")
         packed = isinstance(self.kernel, PackedParam)
         kernel = self.kernel_scale[...] if packed else self._quantized_kernel()
         bias = None if self.bias is None else self.bias[...]
@@ -172,10 +193,17 @@ class BinaryLayer(nnx.Module):
             kernel = PackedKernel(self.kernel[...], kernel, self.kernel_shape[-2])
         batch, features = x.shape[: x.ndim - rank - 1], x.shape[x.ndim - rank - 1 :]
         y = multiply(x.reshape(-1, *features), kernel)
+        if 0 in y.shape[1:-1]:
+            raise ValueError(
+                f"the window {self.kernel_shape[:-2]} is larger than the padded image, got an "
+                f"input of shape {jnp.shape(inputs)}"
+            )
         y = y.reshape(*batch, *y.shape[1:])
         return y if bias is None else y + bias
 
     def _one_bit_product(self, product: Product, **options: Any) -> Callable[..., jax.Array]:
+        if not isinstance(product, Product):
+            raise TypeError(f"product must be as Product('popcount'), got {product!r}")
         return partial(
             binary_product,
             precision=self.precision,
@@ -230,7 +258,17 @@ def _check_quantizer(name: str, quantizer: Any) -> None:
         raise TypeError(f"{name} must be a function, got {quantizer!r}: pass {function}")
 
 
-def _is_binary(kernel: jax.Array) -> bool:
-    """Whether the values are ±α, with one α for each output; True for values not known yet."""
-    binary = jnp.all(jnp.abs(kernel) == output_scale(kernel))
-    return isinstance(binary, Tracer) or bool(binary)
+def check_features(kernel_shape: Sequence[int]) -> None:
+    """Raises an error for sizes of a kernel that are no integers, are below 1 or too many."""
+    if not all(isinstance(n, int | np.integer) for n in kernel_shape):
+        raise TypeError(f"features and window must be integers, got {tuple(kernel_shape)}")
+    if min(kernel_shape) < 1:
+        raise ValueError(f"features and window must be at least 1, got {tuple(kernel_shape)}")
+    if math.prod(map(int, kernel_shape)) >= MOST_WEIGHTS:
+        raise ValueError(f"a kernel has fewer than 2³¹ weights, got {tuple(kernel_shape)}")
+
+
+def _holds(condition: jax.Array) -> bool:
+    """Whether a condition holds everywhere; True for values not known yet."""
+    everywhere = jnp.all(condition)
+    return isinstance(everywhere, Tracer) or bool(everywhere)

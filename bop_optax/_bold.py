@@ -105,7 +105,7 @@ def bold(
         arXiv:2405.16339. Section 3.3 and Algorithm 8.
     """
     check_hyperparameters(ema_dtype)
-    check_positive(eta=eta)
+    check_positive(ema_dtype, eta=eta)
 
     def init(params: optax.Params) -> BoldState:
         accumulator = zero_averages(params, ema_dtype, check_weights)
@@ -115,7 +115,7 @@ def bold(
     def update(
         updates: optax.Updates, state: BoldState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, BoldState]:
-        check_update(updates, params)
+        check_update(updates, state, params, BoldState)
         rate = value_at(eta, state.count, ema_dtype)
         grads = cast(updates, ema_dtype)
         beta = jax.tree.structure(grads).unflatten(state.kept)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bop_optax._flip import (
     cast,
     check_hyperparameters,
+    check_key,
     check_update,
     flip_update,
     increment,
@@ -140,6 +141,7 @@ def bop(
         ICML 2015, arXiv:1502.02551. Section 3, stochastic rounding.
     """
     check_hyperparameters(ema_dtype, gamma=gamma, threshold=threshold)
+    check_key(rounding_key=rounding_key)
     if rounding_key is not None and jnp.dtype(ema_dtype) != jnp.bfloat16:
         raise ValueError(
             f"rounding_key is for averages in bfloat16, got ema_dtype={jnp.dtype(ema_dtype)}: "
@@ -156,7 +158,7 @@ def bop(
     def update(
         updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, BopState]:
-        check_update(updates, params)
+        check_update(updates, state, params, BopState)
         rate = value_at(gamma, state.count, dtype)
         tau = value_at(threshold, state.count, dtype)
         grads = cast(updates, dtype)

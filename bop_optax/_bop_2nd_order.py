@@ -115,7 +115,7 @@ def bop_2nd_order(
         params: optax.Params | None = None,
         **_: object,
     ) -> tuple[optax.Updates, Bop2ndOrderState]:
-        check_update(updates, params)
+        check_update(updates, state, params, Bop2ndOrderState)
         rate = value_at(gamma, state.count, ema_dtype)
         rate_sq = value_at(sigma, state.count, ema_dtype)
         tau = value_at(threshold, state.count, ema_dtype)

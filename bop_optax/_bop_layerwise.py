@@ -87,7 +87,7 @@ def bop_layerwise(
     def update(
         updates: optax.Updates, state: BopState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, BopState]:
-        check_update(updates, params)
+        check_update(updates, state, params, BopState)
         rate = value_at(gamma, state.count, ema_dtype)
         tau = value_at(threshold, state.count, ema_dtype)
         grads = cast(updates, ema_dtype)

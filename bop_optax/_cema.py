@@ -97,7 +97,7 @@ def cema(
     def update(
         updates: optax.Updates, state: CemaState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, CemaState]:
-        check_update(updates, params)
+        check_update(updates, state, params, CemaState)
         rate = value_at(gamma, state.count, ema_dtype)
         second_rate = value_at(alpha, state.count, ema_dtype)
         grads = cast(updates, ema_dtype)

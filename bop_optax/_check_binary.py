@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -87,6 +88,8 @@ def _is_readable(array: Any) -> bool:
 
 def _fault(array: np.ndarray) -> str | None:
     """What makes an array other than −α or +α; None if nothing does."""
+    if not any(jnp.issubdtype(array.dtype, k) for k in (jnp.floating, jnp.signedinteger)):
+        return f"is {array.dtype}, which holds no −α and +α"
     if not array.size:
         return None
     magnitude = np.abs(array.astype(np.float64))

@@ -155,10 +155,17 @@ def convolution(
         lax.conv_dimension_numbers(lhs.shape, rhs.shape, numbers)
         for numbers in (channels_last(rank), dimension_numbers)
     )
+    channels = lhs.shape[given.lhs_spec[1]]
+    taken = rhs.shape[given.rhs_spec[1]] * feature_group_count
+    if min(window_strides, default=1) < 1:
+        raise ValueError(f"window_strides must be at least 1, got {window_strides}")
+    if channels != taken:
+        raise ValueError(
+            f"a kernel {rhs.shape} takes {taken} channels, got images of shape {lhs.shape}"
+        )
     unusual = (
         ours != given
         or feature_group_count * batch_group_count > 1
-        or min(window_strides, default=1) < 1
         or any(d != 1 for d in (() if lhs_dilation is None else lhs_dilation))
         or any(value is not None for value in (preferred_element_type, *options.values()))
         or not all(isinstance(size, int) for size in spatial)  # of an exported function

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+
+from bop_optax._flip import is_floating
 
 
 def rademacher(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -23,10 +26,15 @@ def rademacher(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.floa
     Returns:
         An array of ±1 in the given shape and dtype.
 
+    Raises:
+        ValueError: for a negative size.
+        TypeError: for a dtype that is not floating, and for sizes that are no integers.
+
     Example:
         >>> jnp.unique(rademacher(jax.random.key(0), (4, 2)))
         Array([-1.,  1.], dtype=float32)
     """
+    check_draw(shape, dtype)
     return jax.random.rademacher(key, (math.prod(shape),), dtype).reshape(shape)
 
 
@@ -46,6 +54,10 @@ def glorot_uniform(
     Returns:
         An array of the given shape and dtype.
 
+    Raises:
+        ValueError: for a size below 1, and for less than two sizes.
+        TypeError: as `rademacher`.
+
     Example:
         >>> glorot_uniform(jax.random.key(0), (3, 3, 4, 2)).shape
         (3, 3, 4, 2)
@@ -54,7 +66,19 @@ def glorot_uniform(
         Glorot, Bengio. Understanding the Difficulty of Training Deep Feedforward Neural Networks.
         AISTATS 2010, equation 16.
     """
+    check_draw(shape, dtype, 2)
     *window, fan_in, fan_out = shape
     variance = jnp.asarray(2 / (math.prod(window) * (fan_in + fan_out)), dtype)
     numbers = jax.random.uniform(key, (math.prod(shape),), dtype, -1)
     return (numbers * jnp.sqrt(3 * variance)).reshape(shape)
+
+
+def check_draw(shape: Sequence[int], dtype: DTypeLike, least_rank: int = 0) -> None:
+    """Raises an error for a shape or a dtype that an initializer cannot draw."""
+    if not is_floating(dtype):
+        raise TypeError(f"dtype must be a floating dtype, got {dtype!r}; use jnp.float32")
+    is_shape = isinstance(shape, Sequence) and all(isinstance(n, int | np.integer) for n in shape)
+    if not is_shape:
+        raise TypeError(f"shape must be a tuple of integers, got {shape!r}")
+    if len(shape) < least_rank or min(shape, default=1) < min(least_rank, 1):
+        raise ValueError(f"shape must be (*window, in, out), of sizes ≥ 1, got {tuple(shape)}")

@@ -36,7 +36,8 @@ def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = No
 
     Raises:
         ValueError: if no parameter is binary or latent. The message lists the paths.
-        TypeError: for an NNX module: pass `nnx.state(model, nnx.Param)`.
+        TypeError: for an NNX module: pass `nnx.state(model, nnx.Param)`; for a rule that is no
+            function, or that returns a string.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -52,6 +53,8 @@ def binary_labels(params: Any, is_binary: Callable[[str, Any], bool] | None = No
             f"binary_labels takes parameters, got the module {type(params).__name__}: "
             "pass nnx.state(model, nnx.Param)"
         )
+    if is_binary is not None and not callable(is_binary):
+        raise TypeError(f"is_binary must be a function of (path, leaf), got {is_binary!r}")
     leaves = named_leaves(params)
     labels = [_label(name, leaf, is_binary) for name, leaf in leaves]
     if set(labels) <= {"real"}:
@@ -70,8 +73,9 @@ def labelled(tree: Any, labels: Any, *kinds: str) -> list[tuple[str, Any]]:
         ValueError: for labels that are not those of the tree, and if none is "binary" or "latent".
     """
     leaves, flat = named_leaves(tree), dict(named_leaves(labels))
-    known = {"binary", "latent", "real"}
-    if flat.keys() != {name for name, _ in leaves} or not {*flat.values()} <= known:
+    known = ["binary", "latent", "real"]
+    are_labels = all(isinstance(label, str) and label in known for label in flat.values())
+    if flat.keys() != {name for name, _ in leaves} or not are_labels:
         shown = labels if callable(labels) or isinstance(labels, str) else flat
         raise ValueError(
             f"labels must be those of binary_labels(params), got {shown} for "
@@ -83,7 +87,10 @@ def labelled(tree: Any, labels: Any, *kinds: str) -> list[tuple[str, Any]]:
 
 
 def _label(name: str, leaf: Any, is_binary: Callable[[str, Any], bool] | None) -> str:
-    if (is_binary or has_binary_type)(name, leaf):
+    answer = (is_binary or has_binary_type)(name, leaf)
+    if isinstance(answer, str):
+        raise TypeError(f"is_binary must return True or False, got {answer!r} for {name}")
+    if answer:
         return "binary"
     is_latent = is_binary is None and getattr(type(leaf), "is_latent", False) is True
     return "latent" if is_latent else "real"

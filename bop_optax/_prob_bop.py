@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bop_optax._flip import (
     cast,
     check_hyperparameters,
+    check_key,
     check_positive,
     check_update,
     flip_update,
@@ -119,7 +120,8 @@ def prob_bop(
         Neurocomputing 648:130297, 2025.
     """
     check_hyperparameters(ema_dtype, gamma=gamma, threshold=threshold, alpha=alpha)
-    check_positive(epoch=epoch)
+    check_positive(ema_dtype, epoch=epoch)
+    check_key(key=key)
 
     def init(params: optax.Params) -> ProbBopState:
         ema = zero_averages(params, ema_dtype, check_weights)
@@ -130,7 +132,7 @@ def prob_bop(
     def update(
         updates: optax.Updates, state: ProbBopState, params: optax.Params | None = None, **_: object
     ) -> tuple[optax.Updates, ProbBopState]:
-        check_update(updates, params)
+        check_update(updates, state, params, ProbBopState)
         rate = value_at(gamma, state.count, ema_dtype)
         tau = value_at(threshold, state.count, ema_dtype)
         e = value_at(epoch, state.count, ema_dtype)

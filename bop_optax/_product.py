@@ -90,7 +90,8 @@ class Product:
     def __post_init__(self):
         if self.forward not in ("auto", "popcount", "float"):
             raise ValueError(f'forward must be "auto", "popcount" or "float", got {self.forward!r}')
-        if self.backward not in ("float32", "bfloat16", *range(2, 9)):
+        known = self.backward in ("float32", "bfloat16", *range(2, 9))
+        if not known or isinstance(self.backward, float):
             raise ValueError(
                 'backward must be "float32", "bfloat16" or a number of bits from 2 to 8, got '
                 f"{self.backward!r}"

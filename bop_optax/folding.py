@@ -66,6 +66,9 @@ def fold(model: _Model, *inputs: Any) -> _Model:
     Returns:
         A copy in evaluation mode, for inference: a threshold has no gradient.
 
+    Raises:
+        TypeError: for a model that is no NNX module.
+
     Example:
         >>> from bop_optax import ste_sign
         >>> from bop_optax.layers import BinaryLinear
@@ -82,6 +85,8 @@ def fold(model: _Model, *inputs: Any) -> _Model:
         Umuroglu et al. FINN: A Framework for Fast, Scalable Binarized Neural Network Inference.
         FPGA 2017, arXiv:1612.07119, section 4.2.2.
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"fold takes an NNX module, got {type(model).__name__}")
     folded = nnx.clone(model)
     folded.eval()
     found = norms_before_signs(folded, inputs)

@@ -3,6 +3,7 @@
 `import bop_optax` does not import this module, which needs Flax and h5py: the extra `larq`.
 """
 
+import errno
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
@@ -67,12 +68,12 @@ def from_larq(model: _Model, path: Path | str) -> _Model:
     layers: list[Any] = list(model.larq_layers())  # pyright: ignore[reportAttributeAccessIssue]
     try:
         groups = [group for group in _read(Path(path)) if group[1]]
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is no file of Keras 2's save_weights in HDF5, as the Zoo's are ({error})"
         ) from error
     except OSError as error:
-        raise OSError(error.errno, f"{path} cannot be read ({error})") from error
+        raise OSError(error.errno or errno.EIO, f"{path} cannot be read ({error})") from error
     if len(groups) != len(layers):
         raise ValueError(f"{path} has {len(groups)} layers with weights, not {len(layers)}")
     quantizer = type(model).larq_quantizer  # pyright: ignore[reportAttributeAccessIssue]

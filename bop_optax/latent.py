@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bop_optax._flip import check_gradients, is_number
+
 
 def scale_by_glorot() -> optax.GradientTransformation:
     r"""Divides each kernel's update by the kernel's Glorot coefficient ("Xavier scaling").
@@ -64,7 +66,9 @@ def clip_latent(limit: float | jax.Array = 1.0) -> optax.GradientTransformation:
         dtype of their weight. The new weights are in the range up to rounding.
 
     Raises:
-        ValueError: if a number `limit` is not above 0; in `update`, if `params` is missing.
+        ValueError: if a number `limit` is not above 0; in `update`, if `params` is missing, or an
+            update has another shape than its weight.
+        TypeError: if `limit` is no number; in `update`, if an update is not real floating point.
 
     Example:
         >>> weights = jnp.array([0.5, -0.5])
@@ -76,6 +80,8 @@ def clip_latent(limit: float | jax.Array = 1.0) -> optax.GradientTransformation:
         Courbariaux et al. Binarized Neural Networks. 2016, arXiv:1602.02830, algorithm 1.
         Helwegen et al. Latent Weights Do Not Exist. NeurIPS 2019, arXiv:1906.02107, section 3.
     """
+    if not is_number(limit) or jnp.shape(limit):
+        raise TypeError(f"limit must be a number, got {limit=}; the usual limit is 1.0")
     if isinstance(limit, Real) and not limit > 0:
         raise ValueError(f"limit must be above 0, got {limit=}; the usual limit is 1.0")
 
@@ -88,6 +94,7 @@ def clip_latent(limit: float | jax.Array = 1.0) -> optax.GradientTransformation:
             raise ValueError(
                 "clip_latent clips weights, but got params=None: call update(grads, state, params)"
             )
+        check_gradients(updates, params)
         return jax.tree.map(clip, updates, params)
 
     return optax.stateless(update)

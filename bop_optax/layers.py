@@ -4,6 +4,7 @@ With a `kernel_quantizer` the same layers hold latent weights: the baseline (Alg
 `import bop_optax` does not import this module, which needs Flax.
 """
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from bop_optax._binary_layer import BinaryLayer, Quantizer
+from bop_optax._binary_layer import BinaryLayer, Quantizer, check_features
 from bop_optax._binary_layer import BinaryParam as BinaryParam
 from bop_optax._binary_layer import LatentParam as LatentParam
 from bop_optax._binary_layer import PackedParam as PackedParam
@@ -189,6 +190,9 @@ class BinaryConv(BinaryLayer):
     ):
         window = _per_dimension("kernel_size", kernel_size)
         groups = feature_group_count
+        check_features((in_features, out_features))
+        if not isinstance(groups, int | np.integer):
+            raise TypeError(f"feature_group_count must be an integer, got {feature_group_count=}")
         if groups < 1 or in_features % groups or out_features % groups:
             raise ValueError(
                 f"feature_group_count must divide in_features and out_features, got "
@@ -196,6 +200,8 @@ class BinaryConv(BinaryLayer):
             )
         if not isinstance(padding_value, int | float | np.number):
             raise TypeError(f"padding_value must be a number, got {padding_value=}")
+        if not math.isfinite(padding_value):
+            raise ValueError(f"padding_value must be finite, got {padding_value=}")
         super().__init__(
             (*window, in_features // feature_group_count, out_features),
             input_quantizer=input_quantizer,
@@ -342,10 +348,12 @@ def _padding(padding: Padding, rank: int) -> str | tuple[tuple[int, int], ...]:
     try:
         pairs: list[Any] = [(p, p) if isinstance(p, int | np.integer) else tuple(p) for p in given]
         low_high = tuple((operator.index(low), operator.index(high)) for low, high in pairs)
-        if len(pairs) == rank:
-            return low_high
     except (TypeError, ValueError):
-        pass
+        low_high = ()
+    if min(map(min, low_high), default=0) < 0:
+        raise ValueError(f"padding must be at least 0, got {padding}: crop the input before")
+    if low_high and len(low_high) == rank:
+        return low_high
     raise ValueError(
         f'padding must be "SAME", "VALID", an integer, or an integer or a (low, high) pair '
         f"for each of {rank} spatial dimensions, got {padding!r}"

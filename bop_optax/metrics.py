@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bop_optax._flip import zip_trees
 from bop_optax._labels import array_of, is_variable, labelled, named_leaves
 from bop_optax.quantizers import binarize
 
@@ -91,7 +92,7 @@ def _changes(tree: Any, after: Any, labels: Any) -> list[jax.Array]:
     if after is None:
         changes = jax.tree.map(lambda u: jnp.asarray(u) != 0, tree)
     else:
-        _check_copied(tree, after)
+        _check_pairs(tree, after)
         changes = jax.tree.map(_signs_differ, tree, after)
     if labels is not None:
         return [array_of(leaf) for _, leaf in labelled(changes, labels, "binary", "latent")]
@@ -99,14 +100,15 @@ def _changes(tree: Any, after: Any, labels: Any) -> list[jax.Array]:
 
 
 def _signs_differ(before: Any, after: Any) -> jax.Array:
-    if jnp.shape(before) != jnp.shape(after):
-        shapes = f"{jnp.shape(before)} and {jnp.shape(after)}"
-        raise ValueError(f"weights before and after must have one shape, got {shapes}")
     return binarize(before) != binarize(after)
 
 
-def _check_copied(before: Any, after: Any) -> None:
-    """Raises ValueError if a variable of both trees is one and the same."""
+def _check_pairs(before: Any, after: Any) -> None:
+    """Raises ValueError for trees or shapes that differ, and for a variable that is in both."""
+    for _, x, y in zip_trees("weights before", before, "weights after", after):
+        if jnp.shape(x) != jnp.shape(y):
+            shapes = f"{jnp.shape(x)} and {jnp.shape(y)}"
+            raise ValueError(f"weights before and after must have one shape, got {shapes}")
     variables = {id(leaf) for _, leaf in named_leaves(before) if is_variable(leaf)}
     for name, leaf in named_leaves(after):
         if id(leaf) in variables:

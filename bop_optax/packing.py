@@ -30,6 +30,7 @@ def pack(model: _Model) -> _Model:
     Raises:
         ValueError: for a kernel whose values are not ±α with one α for each output, and for kernels
             of several networks that `nnx.vmap` stacked: call this function inside `nnx.vmap`.
+        TypeError: for a model that is no NNX module.
 
     Example:
         >>> from bop_optax.layers import BinaryLinear
@@ -42,6 +43,8 @@ def pack(model: _Model) -> _Model:
         Rastegari, Ordonez, Redmon, Farhadi. XNOR-Net: ImageNet Classification Using Binary
         Convolutional Neural Networks. ECCV 2016, arXiv:1603.05279, section 3.2.
     """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"pack takes an NNX module, got {type(model).__name__}")
     packed = nnx.clone(model)
     for _, module in nnx.iter_modules(packed):
         if not isinstance(module, BinaryConv | BinaryLinear):

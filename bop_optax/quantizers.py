@@ -100,19 +100,33 @@ def binarize(x: ArrayLike) -> jax.Array:
         >>> binarize(jnp.array([-0.3, 0.0, 2.0]))
         Array([-1.,  1.,  1.], dtype=float32)
     """
+    x = _signed(x)
+    return jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x))
+
+
+def _signed(x: ArrayLike) -> jax.Array:
+    """An array; TypeError for a dtype without −1."""
     x = jnp.asarray(x)
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.signedinteger)):
         raise TypeError(f"a sign needs a signed dtype, got {x.dtype}: cast to float32 before")
-    return jnp.where(x >= 0, jnp.ones_like(x), -jnp.ones_like(x))
+    return x
+
+
+def _real(x: ArrayLike) -> jax.Array:
+    """An array; TypeError for a dtype of no real numbers."""
+    x = jnp.asarray(x)
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(f"a quantizer takes real numbers, got {x.dtype}: cast to float32 before")
+    return x
 
 
 def _check_positive(**values: Any) -> None:
     """Raises an error for numbers that are not above 0; None and arrays pass."""
     for name, value in values.items():
-        if isinstance(value, Real):
-            if not float(value) > 0:
-                raise ValueError(f"{name} must be above 0, got {name}={value!r}")
-        elif value is not None and not hasattr(value, "dtype"):
+        is_real = isinstance(value, Real) and not isinstance(value, bool)
+        if is_real and not float(value) > 0:
+            raise ValueError(f"{name} must be above 0, got {name}={value!r}")
+        if not is_real and value is not None and not hasattr(value, "dtype"):
             raise TypeError(f"{name} must be a number, got {name}={value!r}")
 
 
@@ -229,9 +243,9 @@ def swish_sign(x: ArrayLike, beta: float = 5.0) -> jax.Array:
 @swish_sign.defjvp
 def _(beta, primals, tangents):
     (x,), (dx,) = primals, tangents
-    z = beta * x
+    y, z = swish_sign(x, beta), beta * x
     slope = beta * (2 - z * jnp.tanh(z / 2)) / (1 + jnp.cosh(z))
-    return swish_sign(x, beta), jnp.where(jnp.isinf(z), 0, slope) * dx
+    return y, jnp.where(jnp.isinf(z), 0, slope) * dx
 
 
 def magnitude_aware_sign(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
@@ -289,10 +303,11 @@ def ste_tern(x: ArrayLike, threshold: float | None = 0.05, clip: float | None = 
     References:
         Li, Zhang, Liu. Ternary Weight Networks. 2016, arXiv:1605.04711.
     """
-    _check_positive(clip=clip)
+    is_zero = isinstance(threshold, Real) and threshold == 0
     if isinstance(threshold, Real) and not float(threshold) >= 0:
         raise ValueError(f"threshold must be ≥ 0, got {threshold=}")
-    x = jnp.asarray(x)
+    _check_positive(clip=clip, threshold=None if is_zero else threshold)
+    x = _signed(x)
     delta = 0.7 * jnp.mean(jnp.abs(x)) if threshold is None else threshold
     return (x >= delta).astype(x.dtype) - (x <= -delta).astype(x.dtype)
 
@@ -321,7 +336,7 @@ def ste_heaviside(x: ArrayLike, clip: float | None = 1.0) -> jax.Array:
         Array([0., 0., 1.], dtype=float32)
     """
     _check_positive(clip=clip)
-    x = jnp.asarray(x)
+    x = _real(x)
     return (x > 0).astype(x.dtype)
 
 
@@ -353,6 +368,7 @@ def dorefa(
 
     Raises:
         ValueError: for other `bits` and `mode`.
+        TypeError: for a dtype of no real numbers: bool, complex.
 
     Example:
         >>> dorefa(jnp.array([-1.0, 0.3, 0.8]))
@@ -362,7 +378,7 @@ def dorefa(
         Zhou, Wu, Ni, Zhou, Wen, Zou. DoReFa-Net: Training Low Bitwidth Convolutional Neural
         Networks with Low Bitwidth Gradients. 2016, arXiv:1606.06160, section 2.3.
     """
-    x = jnp.asarray(x)
+    x = _real(x)
     most = jnp.finfo(x.dtype).nmant + 1 if jnp.issubdtype(x.dtype, jnp.floating) else 24
     if not isinstance(bits, Integral) or not 1 <= bits <= most:
         raise ValueError(f"bits must be an integer from 1 to {most} for {x.dtype}, got {bits=}")

@@ -3,6 +3,7 @@
 `import bop_optax` does not import this module, which needs Flax and safetensors.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -49,6 +50,8 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
     Raises:
         ValueError: for a binary array that is not ±α with one α for each output (its last axis),
             and for names that occur twice. Nothing is written then.
+        TypeError: for a leaf that holds no numbers.
+        OSError: for a file that cannot be written.
 
     Example:
         >>> import tempfile
@@ -68,8 +71,12 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
             raise ValueError(f"two arrays have the name {name}")
         tensors[name] = array
 
+    path = Path(path)
+    _check_file(path)
     for name, leaf in named_leaves(_state(tree)):
         array = np.asarray(array_of(leaf), order="C")
+        if array.dtype.kind in "OSU":
+            raise TypeError(f"{name or 'the tree'} is {array.dtype}, not numbers: leave it out")
         if not rule(name, leaf):
             add(name, array)
             continue
@@ -82,7 +89,6 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
             add(name + SCALE, scale)
     description = {"version": VERSION, "sha256": _digest(tensors, one_bit), "one_bit": one_bit}
     content = safetensors.numpy.save(tensors, {"bop_optax": json.dumps(description)})
-    path = Path(path)
     partial = path.with_name(path.name + ".part")
     try:
         partial.write_bytes(content)
@@ -132,6 +138,10 @@ def load(path: Path | str, like: Any = None) -> Any:
         return arrays
     tree = _parameters(like) if isinstance(like, nnx.Module) else like
     leaves = named_leaves(tree)
+    for name, leaf in leaves:
+        if not hasattr(array_of(leaf), "dtype"):
+            kind = type(leaf).__name__
+            raise TypeError(f"like must be a module or a tree of arrays, got a {kind} {name}")
     expected = {name: (jnp.shape(array_of(leaf)), array_of(leaf).dtype) for name, leaf in leaves}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if expected != found:
@@ -158,6 +168,11 @@ def _state(tree: Any) -> Any:
     if not isinstance(tree, nnx.Module):
         return tree
     return _parameters(with_binary_kernels(tree))
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def _is_signed(dtype: np.dtype) -> bool:
@@ -194,6 +209,7 @@ def _scale(array: np.ndarray) -> np.ndarray:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file by name."""
+    _check_file(path)
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
@@ -205,7 +221,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("its sha256 is another")
         for name, entry in description["one_bit"].items():
             shape, dtype = tuple(entry["shape"]), np.dtype(entry["dtype"])
-            scale = arrays.pop(name + SCALE, np.ones(shape[-1:], dtype))
+            scale = arrays.pop(name + SCALE, None)
             arrays[name] = _unpack(arrays[name], shape, dtype, scale)
     except DAMAGE as error:
         raise ValueError(f"{path} is damaged ({error})") from error
@@ -213,14 +229,16 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _unpack(
-    bits: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, scale: np.ndarray
+    bits: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, scale: np.ndarray | None
 ) -> np.ndarray:
     size = math.prod(shape)
     if not _is_signed(dtype):
         raise ValueError(f"{dtype} has no sign")
     if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(f"{bits.dtype} of shape {bits.shape} cannot hold {size} bits")
-    if (scale.shape, scale.dtype) != (shape[-1:], dtype) or not _are_scales(scale):
+    if scale is None:
+        scale = np.ones([], dtype)
+    elif (scale.shape, scale.dtype) != (shape[-1:], dtype) or not _are_scales(scale):
         raise ValueError(f"α is {scale.dtype} of shape {scale.shape}, or not above 0 and finite")
     negative = np.unpackbits(bits, count=size, bitorder="little").reshape(shape)
     return np.where(negative, -scale, scale)

@@ -31,15 +31,19 @@ from typing import Any, Literal
 import optuna
 import tyro
 from optuna.exceptions import OptunaError
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.methods import METHODS, Point, at_point, grid_size, on_edge
 from experiments.workers import Trials, locked, open_storage, run_network, start_workers, work
 from training.command import ending, prepare_process
 from training.config import Experiment, to_json
-from training.config.data import data_from_name
+from training.config.data import MANY, MOST_WORKERS, data_from_name
 from training.config.ranges import require
+from training.data import check_batch_size
+from training.devices import device_mesh
+from training.machine import expanded
+from training.network import make_network
 from training.records import check_record, read_record, sealed, write_json
 
 
@@ -95,20 +99,33 @@ class Comparison:
     """Print the traceback of an error."""
 
     def __post_init__(self):
-        object.__setattr__(self, "folder", self.folder.expanduser().absolute())
+        object.__setattr__(self, "folder", expanded(self.folder).absolute())
         for name in ("workers", "held_out", "heartbeat"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.workers <= MOST_WORKERS, "workers", MANY, self.workers)
+        for name in ("trials", "grace"):
+            value = getattr(self, name)
+            require(value is None or value <= 10**6, name, "at most 10⁶", value)
+        if self.storage is not None:
+            try:
+                make_url(self.storage)
+            except SQLAlchemyError:
+                address = "an address as postgresql+psycopg://HOST/NAME"
+                require(False, "storage", address, repr(self.storage))
         if self.sampler == "tpe":
             require((self.trials or 0) >= 1, "trials", "at least 1 with --sampler tpe", self.trials)
         else:
             require(self.trials is None, "trials", "left out with --sampler grid", self.trials)
-        require(self.grace > self.heartbeat, "grace", "above --heartbeat", self.grace)
+        above = f"above --heartbeat {self.heartbeat}"
+        require(self.grace > self.heartbeat, "grace", above, self.grace)
         for name in ("seeds", "methods"):
             values = getattr(self, name)
             unique = values and len({*values}) == len(values)
             require(bool(unique), name, "different, at least one", values)
         in_range = all(0 <= seed < 2**32 for seed in self.seeds)
         require(in_range, "seeds", "from 0 to 2³² − 1", self.seeds)
+        in_range = 0 <= self.search_seed < 2**32
+        require(in_range, "search_seed", "from 0 to 2³² − 1", self.search_seed)
         for method in self.methods:
             if method not in METHODS:
                 raise ValueError(f"unknown method {method}: choose from {', '.join(METHODS)}")
@@ -226,30 +243,40 @@ def register(comparison: Comparison) -> str:
     """Writes comparison.json, the options of a folder; returns the name in the database.
 
     Raises:
-        ValueError: for a folder that holds another comparison.
+        ValueError: for a folder that holds another comparison, or a damaged one.
     """
     path = comparison.folder / "comparison.json"
-    with locked(comparison.folder / ".lock"):
-        if not path.exists():
-            name = f"{comparison.folder.name}-{uuid.uuid4().hex[:8]}"
-            write_json(path, {"name": name, **comparison.identity})
-        noted = json.loads(path.read_text())
-    name = noted.pop("name")
+    if not path.exists():
+        with locked(comparison.folder / ".lock"):
+            if not path.exists():
+                name = f"{comparison.folder.name}-{uuid.uuid4().hex[:8]}"
+                write_json(path, {"name": name, **comparison.identity})
+    try:
+        noted = dict(json.loads(path.read_bytes()))
+        name = str(noted.pop("name"))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): choose another --folder") from error
     if noted != comparison.identity:
         raise ValueError(f"{path} is of another comparison: choose another --folder")
     return name
 
 
 def check_data(comparison: Comparison) -> None:
-    """Loads the data once, before a folder is made.
+    """Loads the data once and describes the network, before a folder is made.
 
     Raises:
-        ValueError, OSError: for data, a validation split or a batch that cannot be had.
+        ValueError, OSError: for a folder, data, a validation split, a batch or a network that
+            cannot be had.
     """
+    if comparison.folder.exists() and not comparison.folder.is_dir():
+        raise ValueError(f"{comparison.folder} is no folder: choose another --folder")
     experiment = comparison.search_experiment(comparison.methods[0])
-    number = experiment.data.load().num_train
+    data = experiment.data.load()
+    number = data.num_train
     most = f"at most the {number} training images of the search"
     require(experiment.batch_size <= number, "batch_size", most, experiment.batch_size)
+    check_batch_size(experiment.batch_size, number, device_mesh())
+    make_network(experiment, data)
 
 
 def method_record(path: Path) -> dict[str, Any]:

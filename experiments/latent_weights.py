@@ -27,6 +27,7 @@ from bop_optax.layers import BinaryConv, BinaryLinear
 from training.config import ImageNet, LatentAdam, LatentSGD
 from training.data.augment import scale
 from training.data.memory import Dataset
+from training.machine import expanded
 from training.records import read_record, write_json
 from training.trained import load_latent_run
 
@@ -112,6 +113,7 @@ def main(run: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = 
         data_dir: TFDS directory. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     """
     try:
+        run = expanded(run)
         experiment, record = read_record(run / "result.json")
         if not isinstance(experiment.optimizer, LatentAdam | LatentSGD):
             name = type(experiment.optimizer).__name__

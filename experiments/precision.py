@@ -26,6 +26,8 @@ from experiments.presets import PRESETS
 from experiments.workers import run_network
 from training.command import ending, prepare_process
 from training.config import Experiment
+from training.config.ranges import require
+from training.machine import expanded
 from training.records import read_record, sealed, write_json
 
 # What changes the preset.
@@ -75,20 +77,32 @@ def accuracies(options: Options, interrupt: Interrupt) -> dict[str, list[float]]
         raise ValueError(
             f"unknown settings {', '.join(unknown)}: choose from {', '.join(SETTINGS)}"
         )
+    for name in ("settings", "seeds"):
+        values = getattr(options, name)
+        unique = values and len({*values}) == len(values)
+        require(bool(unique), name, "different, at least one", values)
+    folder = expanded(options.folder).absolute()
     _, preset = PRESETS[options.preset]
-    if options.data_dir is not None:
-        preset = replace(preset, data=replace(preset.data, data_dir=options.data_dir))
+    try:
+        if options.data_dir is not None:
+            preset = replace(preset, data=replace(preset.data, data_dir=options.data_dir))
+        for name in options.settings:
+            SETTINGS[name](preset)
+    except TypeError as error:
+        raise ValueError(f"{options.preset} lacks an option of this command: {error}") from error
+    for seed in options.seeds:
+        replace(preset, seed=seed)  # checks the ranges
     reached: dict[str, list[float]] = {}
     for seed in options.seeds:
         for name in options.settings:
             experiment = SETTINGS[name](replace(preset, seed=seed))
             place = Path(options.preset, name, f"seed{seed}")
-            run = (options.folder / place).absolute()
+            run = folder / place
             run.parent.mkdir(parents=True, exist_ok=True)
             accuracy = run_network(run, options.preset, experiment, interrupt)
             reached.setdefault(name, []).append(accuracy)
             _, record = read_record(run / "result.json")
-            path = options.folder / "results" / place.with_suffix(".json")
+            path = folder / "results" / place.with_suffix(".json")
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, sealed(record))
     return reached

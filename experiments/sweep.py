@@ -116,7 +116,10 @@ class Sweep:
         points = [p for i, p in enumerate(points) if p not in points[:i]] or [self.fixed]
         lanes = [Lane(point, seed) for point in points for seed in self.seeds]
         for lane in lanes:
-            lane.experiment(self.experiment)  # checks the ranges
+            try:
+                lane.experiment(self.experiment)  # checks the ranges
+            except ValueError as error:
+                raise ValueError(f"network {lane.name}: {error}") from error
         return lanes
 
     def metadata(self, lanes: Sequence[Lane]) -> dict[str, Any]:

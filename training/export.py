@@ -10,6 +10,7 @@ import tyro
 
 from bop_optax.folding import fold
 from bop_optax.saving import save
+from training.machine import expanded
 from training.trained import TrainedModel, load_run
 
 Format = Literal["bits", "onnx", "qonnx", "tflite"]
@@ -72,8 +73,10 @@ def main(
             hls4ml. `tflite`: for Larq Compute Engine.
         output: File to write. Default: a file in RUN.
     """
-    path = (output or run / FILES[to]).expanduser()
     try:
+        path = expanded(output or run / FILES[to])
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: name a file with --output")
         export(load_run(run), to, path)
     except ImportError as error:
         sys.exit(f"training.export: {error}; pip install -e '.[{EXTRAS[to]}]'")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import RunConfig
+from training.machine import expanded
 from training.records import MACHINE
 
 
@@ -16,7 +17,7 @@ def new_folder(config: RunConfig, name: str) -> Path:
         ValueError: for a `run_dir` that is not empty, unless it is to be resumed.
     """
     if config.run_dir is not None:
-        folder = config.run_dir.expanduser().absolute()
+        folder = expanded(config.run_dir).absolute()
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is no folder: choose another --run-dir")
         if not config.resume and holds_something(folder):

@@ -14,3 +14,17 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def expanded(path: Path) -> Path:
+    """The path with the user's home in place of ~.
+
+    Raises:
+        ValueError: for a user who has no home here, and for a path that no file can have.
+    """
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r} holds a null byte: no file has such a name")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no such home: write the folder without ~") from error

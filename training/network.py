@@ -18,7 +18,7 @@ from bop_optax.processor import compiler_options
 from bop_optax.summary import Totals, summary
 from training.config import Experiment
 from training.data import Batch
-from training.data.augment import scale
+from training.data.augment import check_pad, scale
 from training.devices import divided, replicated
 from training.interrupt import NotFinite
 
@@ -94,6 +94,7 @@ def make_network(experiment: Experiment, data: Any, packed: bool | None = None) 
         model = nnx.merge(train_graph, state.params, state.batch_stats)
         return nnx.state(for_inference(model, packed))
 
+    check_pad(experiment.pad, data.image_shape)
     model = nnx.eval_shape(lambda: model_of(0))
     _check_logits(experiment, model_of, data)
     eval_graph = nnx.graphdef(nnx.eval_shape(partial(for_inference, packed=packed), model))

@@ -9,6 +9,7 @@ import tyro
 from PIL import Image
 
 from training.data.imagenet import BadImage, decode
+from training.machine import expanded
 from training.trained import TrainedModel, load_run
 
 
@@ -29,7 +30,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     height, width, channels = shape
     if channels not in (1, 3):
         raise ValueError(f"an image file has 1 or 3 channels, the model takes {channels}")
-    image = decode(path.read_bytes()).convert("L" if channels == 1 else "RGB")
+    image = decode(expanded(path).read_bytes()).convert("L" if channels == 1 else "RGB")
     # The largest centre of the model's aspect ratio; of ImageNet's images its inner 224/256.
     scale = min(image.width / width, image.height / height)
     scale *= 224 / 256 if min(height, width) >= 224 else 1

@@ -14,9 +14,13 @@ from bop_optax.saving import load
 from training.checkpoints import Checkpoints, DamagedCheckpoint, leaves_by_name
 from training.config import Experiment, from_json
 from training.data.augment import scale
+from training.data.memory import check_names, check_scaling
+from training.machine import expanded
 from training.network import for_inference, layer_options
 from training.records import read_json
 from training.run import WEIGHTS
+
+DTYPES = ("float32", "bfloat16")
 
 
 class TrainedModel(NamedTuple):
@@ -63,7 +67,7 @@ def load_latent_run(folder: Path | str) -> nnx.Module:
         ValueError: for a folder without a finished run, and without that checkpoint.
     """
     model = load_run(folder).model
-    path = Path(folder).expanduser().absolute() / "checkpoints"
+    path = expanded(Path(folder)).absolute() / "checkpoints"
     with Checkpoints(path) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -94,26 +98,33 @@ def load_run(folder: Path | str, model: Any = None) -> TrainedModel:
         >>> trained.probabilities(images).argmax(-1)  # doctest: +SKIP
         array([3, 1, 4])
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(Path(folder))
     try:
         description = read_json(folder / "config.json")
         config, images = description["config"], SimpleNamespace(**description["images"])
         hints = get_type_hints(Experiment)
         optimizer = from_json(config["optimizer"], hints["optimizer"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        mean, std = check_scaling(images.mean, images.std, images.shape[-1])
+        names = check_names(images.class_names, images.num_classes)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} holds no finished run: config.json ({error})") from error
     try:
         model = model or from_json(config["model"], hints["model"])
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder}/config.json: {error}: use load_run(folder, model=...) in Python"
         ) from error
-    options = layer_options(optimizer, config.get("dtype", "float32"))
-    network = model.build(tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **options)
+    dtype = config.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise ValueError(f"{folder}/config.json: dtype must be {' or '.join(DTYPES)}, got {dtype}")
+    options = layer_options(optimizer, dtype)
+    try:
+        network = model.build(tuple(images.shape), images.num_classes, rngs=nnx.Rngs(0), **options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder}/config.json: {error}") from error
     try:
         load(folder / WEIGHTS, network)
     except OSError as error:
         raise ValueError(f"{folder} holds no finished run: {WEIGHTS} ({error})") from error
-    names = None if images.class_names is None else tuple(images.class_names)
     evaluated, shape = for_inference(network), tuple(images.shape)
-    return TrainedModel(network, evaluated, shape, names, images.mean, images.std)
+    return TrainedModel(network, evaluated, shape, names, mean, std)

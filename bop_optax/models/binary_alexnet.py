@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sizes, check_widths
 from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.9), which the authors' code uses.
@@ -74,6 +74,7 @@ class BinaryAlexNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        check_widths(width=width, units=units)
         *_, channels = check_sizes(image_shape, num_classes)
         rows, columns = last_map(image_shape)
         options = {

@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sections, check_sizes, check_widths
 from bop_optax.models.pooling import max_pool
 
 sign = partial(ste_sign, clip=1.3)
@@ -85,6 +85,8 @@ class BinaryDenseNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        check_sections(sections, "blocks, channels, dilation")
+        check_widths(growth=growth)
         halvings = sum(dilation == 1 for *_, dilation in sections[1:])
         least = 2**halvings if small_images else 4 * 2**halvings - 3
         _, _, channels = check_sizes(image_shape, num_classes, least, small_images=small_images)

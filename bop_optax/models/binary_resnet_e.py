@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sizes, check_widths
 from bop_optax.models.birealnet import mean_pool
 from bop_optax.models.pooling import max_pool
 
@@ -81,6 +81,7 @@ class BinaryResNetE18(nnx.Module):
         rngs: nnx.Rngs,
     ):
         least = 8 if small_images else 32
+        check_widths(width=width)
         _, _, channels = check_sizes(image_shape, num_classes, least, small_images=small_images)
         block = partial(
             BinaryConv,

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, BinaryLinear, Product, Quantizer
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sizes, check_widths
 from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(scale=False), which the authors' code uses.
@@ -71,9 +71,10 @@ class BinaryNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        check_widths(width=width, units=units, stages=stages)
         height, breadth, features = check_sizes(image_shape, num_classes)
         lost = 2 if first_padding == "VALID" else 0
-        rows, columns = ((side - lost) // 2**stages for side in (height, breadth))
+        rows, columns = ((side - lost) >> stages for side in (height, breadth))
         if rows < 1 or columns < 1:
             raise ValueError(
                 f"{stages=} poolings leave nothing of images of {height}×{breadth}; use fewer"

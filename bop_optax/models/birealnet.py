@@ -30,7 +30,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import approx_sign, magnitude_aware_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution, glorot_uniform
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sizes, check_widths
 from bop_optax.models.pooling import max_pool
 
 # Keras's BatchNormalization(momentum=0.8) and the real convolutions of the authors' code.
@@ -88,6 +88,7 @@ class BiRealNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         least = 8 if small_images else 32
+        check_widths(width=width)
         _, _, channels = check_sizes(image_shape, num_classes, least, small_images=small_images)
         block = partial(
             BiRealBlock,

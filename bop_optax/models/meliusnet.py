@@ -29,7 +29,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sizes, check_widths
 from bop_optax.models.birealnet import RealConv
 from bop_optax.models.pooling import max_pool
 
@@ -79,6 +79,7 @@ class MeliusNet22(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        check_widths(width=width)
         _, _, channels = check_sizes(image_shape, num_classes, 32)
         if width % 16:
             raise ValueError(f"width must be a multiple of 16, got {width=}")

@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import ste_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution, glorot_uniform
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sections, check_sizes
 from bop_optax.models.pooling import max_pool
 
 sign = partial(ste_sign, clip=1.25)
@@ -82,6 +82,7 @@ class QuickNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        check_sections(sections, "blocks, channels")
         least = 4 * 2 ** (len(sections) - 1) - 3
         _, _, channels = check_sizes(image_shape, num_classes, least)
         features = sections[0][1]

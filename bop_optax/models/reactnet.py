@@ -36,7 +36,7 @@ from jax.typing import DTypeLike
 
 from bop_optax import approx_sign
 from bop_optax.layers import BinaryConv, Product, Quantizer, convolution
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sizes, check_widths
 from bop_optax.models.birealnet import mean_pool
 from bop_optax.models.real_to_binary import PReLU
 
@@ -85,6 +85,7 @@ class ReActNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        check_widths(width=width)
         _, _, channels = check_sizes(image_shape, num_classes, 32)
         self.stem = nnx.Conv(
             channels,

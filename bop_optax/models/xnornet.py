@@ -37,7 +37,7 @@ from bop_optax.layers import (
     convolution,
     glorot_uniform,
 )
-from bop_optax.models._sizes import check_sizes
+from bop_optax.models._sizes import check_sizes, check_widths
 from bop_optax.models.binary_alexnet import last_map
 from bop_optax.models.pooling import max_pool
 
@@ -88,6 +88,7 @@ class XNORNet(nnx.Module):
         dtype: DTypeLike | None = None,
         rngs: nnx.Rngs,
     ):
+        check_widths(width=width, units=units)
         *_, channels = check_sizes(image_shape, num_classes)
         rows, columns = last_map(image_shape)
         options = {

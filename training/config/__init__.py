@@ -106,6 +106,7 @@ class Experiment:
 
     def __post_init__(self):
         require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        require(self.epochs < 2**31, "epochs", "below 2³¹", self.epochs)
         require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         require(self.accumulate >= 1, "accumulate", "at least 1", self.accumulate)
         divides = f"a divisor of the batch size {self.batch_size}"
@@ -204,4 +205,7 @@ def _option(value: Any, hint: Any) -> Any:
         return from_json(value, hint)
     if hint is Schedule:
         return Schedule.parse(value)
+    types: list[Any] = [cls for cls in (hint, *get_args(hint)) if is_dataclass(cls)]
+    if types:
+        raise TypeError(f"{value!r} is none of {', '.join(cls.__name__ for cls in types)}")
     return Path(value) if value is not None and Path in (hint, *get_args(hint)) else value

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from training.config.ranges import require
 
+MOST_WORKERS = 1000
+MANY = f"at most {MOST_WORKERS}, about one for each core"
+
 
 @dataclass(frozen=True)
 class Digits:
@@ -66,6 +69,7 @@ class ImageNet:
 
     def __post_init__(self):
         require((self.workers or 0) >= 0, "workers", "at least 0", self.workers)
+        require((self.workers or 0) <= MOST_WORKERS, "workers", MANY, self.workers)
 
     def load(self) -> Any:
         """Returns a `training.data.imagenet.ImageNet`."""

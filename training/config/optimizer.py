@@ -18,6 +18,8 @@ from bop_optax.layers import glorot_uniform
 from training.config.ranges import require
 from training.config.schedule import Schedule, ScheduleField
 
+LEAST, MOST = float(jnp.finfo("float32").tiny), float(jnp.finfo("float32").max)
+
 
 def schedules(config: Any, epochs: int, steps_per_epoch: int, **initial: Any) -> dict[str, Any]:
     """The numbers and Optax schedules of an optimizer's configuration, by field."""
@@ -38,6 +40,7 @@ def _read_schedules(config: Any) -> None:
 
 def _check_rate(name: str, rate: Schedule) -> None:
     require(0 < rate.initial <= 1, name, "in (0, 1]", rate)
+    require(rate.initial >= LEAST, name, f"at least {LEAST:.2g}, float32's least", rate)
     require(rate.end is None or 0 <= rate.end <= 1, name, "in [0, 1] at its end", rate)
 
 
@@ -51,6 +54,8 @@ def _check_threshold(threshold: Schedule) -> None:
 
 def _check_learning_rate(name: str, rate: Schedule) -> None:
     require(0 < rate.initial < float("inf"), name, "above 0 and finite", rate)
+    in_range = LEAST <= rate.initial <= MOST
+    require(in_range, name, f"from {LEAST:.2g} to {MOST:.2g}, as float32", rate)
     require(0 <= (rate.end or 0) < float("inf"), name, "at least 0 and finite at its end", rate)
 
 
@@ -217,6 +222,10 @@ class _Latent:
         require(self.latent_limit > 0, "latent_limit", "above 0", self.latent_limit)
         finite = 0 < self.latent_scale < float("inf")
         require(finite, "latent_scale", "above 0 and finite", self.latent_scale)
+        for name in ("latent_limit", "latent_scale"):
+            value = getattr(self, name)
+            in_range = LEAST <= value <= MOST or value == float("inf")
+            require(in_range, name, f"from {LEAST:.2g} to {MOST:.2g}, as float32", value)
 
     @property
     def kernel_options(self) -> dict[str, Any]:
@@ -282,6 +291,7 @@ class Adam:
         _read_schedules(self)
         _check_learning_rate("learning_rate", self.learning_rate)
         require(0 <= self.l2 < float("inf"), "l2", "at least 0 and finite", self.l2)
+        require(2 * self.l2 <= MOST, "l2", f"at most {MOST / 2:.2g}, as float32", self.l2)
 
     def build(self, *steps: int, **initial: Any) -> optax.GradientTransformation:
         """Returns Adam, after the gradient of the penalty if there is one."""

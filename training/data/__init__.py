@@ -36,6 +36,8 @@ def check_batch_size(batch_size: int, num_train: int, mesh: "Mesh", accumulate: 
 
     The batch of an update is `accumulate` times as large.
     """
+    if not isinstance(batch_size, int):
+        raise ValueError(f"--batch-size must be an integer, got {batch_size!r}")
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if (whole := batch_size * accumulate) > num_train:

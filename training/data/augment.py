@@ -1,10 +1,13 @@
 """What the compiled step does to a batch of uint8 images: augmentation, then scaling."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from training.config.ranges import require
 
 
 def augment(key: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Array:
@@ -21,9 +24,13 @@ def augment(key: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Arra
 
     Returns:
         Images of the same shape and dtype.
+
+    Raises:
+        ValueError: for a pad that is not smaller than the image.
     """
     crop_key, flip_key = jax.random.split(key)
     if pad:
+        check_pad(pad, images.shape[1:3])
         batch, *shape = images.shape
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
@@ -34,6 +41,14 @@ def augment(key: jax.Array, images: jax.Array, pad: int, flip: bool) -> jax.Arra
         mirrored = jax.random.bernoulli(flip_key, shape=images.shape[:1])[:, None, None, None]
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     return images
+
+
+def check_pad(pad: int, sizes: Sequence[int]) -> None:
+    """Raises ValueError for a pad that leaves nothing of some crops of an image."""
+    height, width = sizes[:2]
+    most = f"less than the {height}×{width} pixels of an image"
+    require(pad >= 0, "pad", "at least 0", pad)
+    require(pad < min(height, width), "pad", most, pad)
 
 
 def scale(images: jax.Array, mean: Any = 127.5, std: Any = 127.5) -> jax.Array:

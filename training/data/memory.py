@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import zipfile
 import zlib
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from training import hosts
 from training.data import Batch, check_batch_size, in_flight
+from training.machine import expanded
 
 _LARGEST_LABEL: Any = None  # `Dataset` replaces it by an int
 STEPS_AT_ONCE = 200  # at most, in a stack of batches
@@ -69,26 +71,24 @@ class Dataset:
                 f"train_images and test_images must be of one shape, got images of "
                 f"{self.train_images.shape[1:]} and {self.test_images.shape[1:]}: resize one split"
             )
-        object.__setattr__(self, "mean", _per_channel("mean", self.mean, self.image_shape[-1]))
-        object.__setattr__(self, "std", _per_channel("std", self.std, self.image_shape[-1]))
-        if not np.isfinite(self.mean).all():
-            raise ValueError(f"mean must be finite, got {self.mean}")
-        if not 0 < np.min(self.std) <= np.max(self.std) < np.inf:
-            raise ValueError(f"std must be above 0 and finite, got {self.std}")
+        mean, std = check_scaling(self.mean, self.std, self.image_shape[-1])
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+        if self.evaluated_on not in ("test", "validation"):
+            given = f"got {self.evaluated_on!r}"
+            raise ValueError(f'evaluated_on must be "test" or "validation", {given}')
         largest = int(max(self.train_labels.max(), self.test_labels.max()))
         if self.num_classes is None:
             object.__setattr__(self, "num_classes", largest + 1)
+        if not isinstance(self.num_classes, int | np.integer):
+            raise ValueError(f"num_classes must be an integer, got {self.num_classes!r}")
         object.__setattr__(self, "num_classes", int(self.num_classes))
         if largest >= self.num_classes:
             raise ValueError(
                 f"labels must be from 0 to {self.num_classes - 1} (num_classes is "
                 f"{self.num_classes}), got {largest}: give the true number of classes"
             )
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise ValueError(
-                f"class_names must have a name for each of the {self.num_classes} classes, got "
-                f"{len(self.class_names)} names: add the missing ones, or leave class_names out"
-            )
+        check_names(self.class_names, self.num_classes)
 
     @property
     def num_train(self) -> int:
@@ -109,10 +109,10 @@ class Dataset:
         Raises:
             ValueError: unless some training images are held out and some are left.
         """
-        if not 0 < number < self.num_train:
+        if not isinstance(number, int) or not 0 < number < self.num_train:
             raise ValueError(
                 f"--held-out must be from 1 to {self.num_train - 1}, fewer than the training "
-                f"images, got {number}"
+                f"images, got {number!r}"
             )
         order = np.random.default_rng(0).permutation(self.num_train)
         held, kept = order[:number], np.sort(order[number:])
@@ -141,11 +141,38 @@ class Dataset:
         return InMemory(self, batch_size, mesh, accumulate)
 
 
-def _per_channel(name: str, value: Any, channels: int) -> float | tuple[float, ...]:
-    numbers = np.asarray(value, float)
-    if numbers.shape not in ((), (channels,)):
+def check_scaling(mean: Any, std: Any, channels: int) -> tuple[Any, Any]:
+    """Returns the numbers that images are scaled by; ValueError for those that cannot scale."""
+    mean, std = _per_channel("mean", mean, channels), _per_channel("std", std, channels)
+    if not np.isfinite(mean).all():
+        raise ValueError(f"mean must be finite, got {mean}")
+    if not 0 < np.min(std) <= np.max(std) < np.inf:
+        raise ValueError(f"std must be above 0 and finite, got {std}")
+    return mean, std
+
+
+def check_names(names: Any, num_classes: int) -> tuple[str, ...] | None:
+    """Returns the names of the classes; ValueError for other than one for each class."""
+    if names is None:
+        return None
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be several names, got {names!r}")
+    if len(names) != num_classes:
         raise ValueError(
-            f"{name} must be a number, or one for each of the {channels} channels, got {value}"
+            f"class_names must have a name for each of the {num_classes} classes, got "
+            f"{len(names)} names: add the missing ones, or leave class_names out"
+        )
+    return tuple(names)
+
+
+def _per_channel(name: str, value: Any, channels: int) -> float | tuple[float, ...]:
+    try:
+        numbers: Any = np.asarray(value, float)
+    except (ValueError, TypeError):
+        numbers = np.zeros((0, 0))
+    if numbers.shape not in ((), (channels,)) or isinstance(value, str):
+        raise ValueError(
+            f"{name} must be a number, or one for each of the {channels} channels, got {value!r}"
         )
     return float(numbers) if numbers.ndim == 0 else tuple(numbers.tolist())
 
@@ -214,7 +241,11 @@ def load_npz(path: Path) -> Dataset:
     """
     names = ("train_images", "train_labels", "test_images", "test_labels")
     try:
-        with path.expanduser().open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with (
+            expanded(path).open("rb") as file,
+            zipfile.ZipFile(file),  # NumPy reads other files as pickles
+            np.load(file, allow_pickle=False) as stored,
+        ):
             arrays = [stored[name] for name in names]
             class_names = stored["class_names"].astype(str) if "class_names" in stored else None
         if class_names is None:

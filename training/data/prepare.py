@@ -49,8 +49,13 @@ def _check_archives(data_dir: Path) -> None:
             raise FileNotFoundError(f"{path} {state}." + how_to_prepare("imagenet2012", data_dir))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prepares what the command line names."""
     try:
         tyro.cli(prepare, prog="python -m training.data.prepare")
-    except (OSError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"training.data.prepare: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from training.data.memory import Dataset
-from training.machine import cache_folder
+from training.machine import cache_folder, expanded
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of the names of files
 FEATURES = {  # the classes of the two data sets
@@ -35,7 +35,7 @@ SPLITS = {"cifar10": ("train", "test"), "imagenet2012": ("train", "validation")}
 
 def data_directory(data_dir: Path | None) -> Path:
     """The TFDS directory: `data_dir`, else `$TFDS_DATA_DIR`, else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return expanded(Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def how_to_prepare(name: str, data_dir: Path) -> str:
@@ -196,7 +196,7 @@ def load_cifar10(data_dir: Path | None = None, cache_dir: Path | None = None) ->
     stamps = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir())]
     stamp = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     cache_dir = cache_dir or cache_folder()
-    cache = cache_dir.expanduser() / f"cifar10-{stamp}.npz"
+    cache = expanded(cache_dir) / f"cifar10-{stamp}.npz"
     arrays = _read_cache(cache, numbers)
     if arrays is None:
         print(f"Decoding cifar10 into {cache} (once) ...", file=sys.stderr)
