@@ -16,9 +16,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import distributed  # no public way to the key-value store; Orbax and Flax use it, too
 from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 HEARTBEAT = 30  # seconds without a sign of life after which JAX ends all processes
 GOODBYE = 5000  # milliseconds for the others to learn why a process ends
@@ -73,12 +75,26 @@ def connect(config: HostConfig = HostConfig()) -> None:
         return
     except RuntimeError as error:
         raise ValueError(f"The processes cannot be joined: {error}") from error
+    _join_devices()
     leave = threading.Event()
     listener = threading.Thread(target=_end_with_others, args=[leave], daemon=True)
     listener.start()
     atexit.register(lambda: (leave.set(), listener.join()))
     if not is_first():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _join_devices() -> None:
+    """Lets all devices add up a number, and all processes agree, while they are at one point.
+
+    Gloo, for CPUs, connects devices at their first common operation, and waits 30 seconds for the
+    last of them; in later operations it waits long.
+    """
+    everything = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(everything, PartitionSpec("all"))
+    ones = jax.make_array_from_callback((jax.device_count(),), sharding, lambda _: np.ones(1))
+    jax.block_until_ready(jax.jit(jnp.sum)(ones))
+    agreed(0)
 
 
 def _has_launcher() -> bool:

@@ -210,6 +210,43 @@ def test_a_launcher_tells_its_processes_all_that_they_need(tmp_path, env):
     assert "4 cpu" in outputs[0]
 
 
+LATE = """
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from training import hosts
+from training.devices import device_mesh
+
+hosts.connect(hosts.HostConfig(sys.argv[1], 2, int(sys.argv[2])))
+time.sleep(35 * hosts.is_first())
+assert hosts.gather(["é", jax.process_index()]) == [["é", 0], ["é", 1]]
+assert hosts.from_first(lambda: "first") == "first"
+assert hosts.agreed(3 * jax.process_index()) == 3
+sharding = jax.NamedSharding(device_mesh(), jax.P("batch"))
+shares = jax.make_array_from_process_local_data(sharding, np.ones(2, np.float32))
+assert jax.jit(jnp.sum)(shares) == 4
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_process_is_waited_for(tmp_path):
+    """Longer than the 30 seconds for which Gloo waits when it connects devices."""
+    (tmp_path / "late.py").write_text(LATE)
+    address = f"localhost:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "late.py", address, str(process)],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2"},
+        )
+        for process in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+
+
 @pytest.mark.slow
 @needs_imagenet
 def test_imagenet_on_two_hosts(tmp_path):
