@@ -5,9 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from training import hosts
 from training.config import RunConfig
 from training.machine import expanded
 from training.records import MACHINE
+
+OWN = ("run_dir", "stop_within", "debug")  # options of the process; process 0 names the folder
+SECONDS_TO_SEE = 30  # for which a network's file system may hide a new file
 
 
 def new_folder(config: RunConfig, name: str) -> Path:
@@ -45,9 +51,33 @@ def holds_something(folder: Path) -> bool:
     return any(file.suffix != ".tmp" and file.name != ".lock" for file in files)
 
 
+# ---- Options that must be the same ---------------------------------------------------------------
+
+
+def check_hosts(options: dict[str, Any]) -> None:
+    """Raises ValueError if another process of the run has other options, images or code."""
+    every = hosts.gather(flat_options(options))
+    own = every[jax.process_index()]
+    for process, other in enumerate(every):
+        keys = [k for k in (own | other) if own.get(k) != other.get(k) and not may_differ(k)]
+        if keys:
+            differing = (f"{k}={other.get(k)} (here {own.get(k)})" for k in keys)
+            raise ValueError(f"process {process} has {', '.join(differing)}: start all alike")
+
+
+def check_visible(path: Path) -> None:
+    """Raises ValueError if this process does not see a file of process 0 within some seconds."""
+    for _ in range(SECONDS_TO_SEE):
+        if path.exists():
+            return
+        time.sleep(1)
+    raise ValueError(f"{path} is missing here: --run-dir must be a folder that all hosts share")
+
+
 def may_differ(name: str) -> bool:
-    """True for the options of a machine, which change no image."""
-    return name.removeprefix("config.") in {f"data.{option}" for option in MACHINE}
+    """True for the options of a process or its machine, which change no image and no step."""
+    own = {*(f"config.data.{option}" for option in MACHINE), *(f"run.{option}" for option in OWN)}
+    return name in own or f"config.{name}" in own
 
 
 def flat_options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,17 +7,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
-import jax
 from flax import nnx
 
 from bop_optax.saving import save
 from training import hosts
 from training.checkpoints import Checkpoints, DamagedCheckpoint, leaves_by_name
-from training.config import Experiment, RunConfig
+from training.config import Experiment, RunConfig, to_json
 from training.curves import plot_curves
 from training.devices import compare_replicas
 from training.events import Events
-from training.folder import flat_options, holds_something, may_differ, new_folder
+from training.folder import (
+    check_hosts,
+    check_visible,
+    flat_options,
+    holds_something,
+    may_differ,
+    new_folder,
+)
 from training.interrupt import Stopped
 from training.records import (
     describe,
@@ -68,13 +74,14 @@ class Run:
     ):
         self.metrics: list[dict[str, Any]] = []
         self.description = describe(experiment, preset, data) | (extra_metadata or {})
-        self._check_hosts()
+        check_hosts(self.description | {"run": to_json(config)})
         self._epochs, self._config = experiment.epochs, config
         self._checkpoints: Checkpoints | None = None
         self._events: Events | None = None
         self._lock: IO[str] | None = None
         folder = hosts.from_first(lambda: self._open(experiment, preset, extra_metadata or {}))
         self.folder = Path(folder)
+        check_visible(self.folder / "config.json")
 
     def _open(self, experiment: Experiment, preset: str, extra_metadata: dict[str, Any]) -> str:
         """Makes the folder, or checks the run in it; locks it; returns its path."""
@@ -90,16 +97,6 @@ class Run:
         if not (self.folder / "config.json").exists():
             write_json(self.folder / "config.json", sealed(self.description))
         return str(self.folder)
-
-    def _check_hosts(self) -> None:
-        """Raises ValueError if another process of the run has other options, images or code."""
-        every = hosts.gather(flat_options(self.description))
-        own = every[jax.process_index()]
-        for process, other in enumerate(every):
-            keys = [k for k in (own | other) if own.get(k) != other.get(k) and not may_differ(k)]
-            if keys:
-                differing = (f"{k}={other.get(k)} (here {own.get(k)})" for k in keys)
-                raise ValueError(f"process {process} has {', '.join(differing)}: start all alike")
 
     def _check_same(self, experiment: Experiment, extra_metadata: dict[str, Any]) -> None:
         path = self.folder / "config.json"
