@@ -52,11 +52,13 @@ class Options:
     def __post_init__(self):
         known = self.preset in PRESETS
         require(known, "preset", f"one of {', '.join(PRESETS)}", self.preset)
-        require(len(self.devices) > 1, "devices", "two numbers or more", self.devices)
+        several = len({*self.devices}) == len(self.devices) > 1
+        require(several, "devices", "two different numbers or more", self.devices)
         for number in self.devices:
             fits = number >= 1 and self.batch_size % number == 0
             require(fits, "devices", f"divisors of the batch size {self.batch_size}", number)
-        require(len(self.seeds) > 0, "seeds", "at least one", self.seeds)
+        unique = len({*self.seeds}) == len(self.seeds) > 0
+        require(unique, "seeds", "different, at least one", self.seeds)
 
     @property
     def command(self) -> str:
@@ -73,7 +75,8 @@ def train(options: Options, devices: int, seed: int) -> Path:
     Raises:
         OSError: if the run fails, with its standard error.
     """
-    folder = (options.folder / f"{devices}-devices" / f"seed{seed}").absolute()
+    kind = f"{options.preset}-epochs{options.epochs}-batch{options.batch_size}"
+    folder = (options.folder / kind / f"{devices}-devices" / f"seed{seed}").absolute()
     if not (folder / "result.json").exists():
         numbers = {"seed": seed, "epochs": options.epochs, "batch-size": options.batch_size}
         arguments = [f"--{name}={number}" for name, number in numbers.items()]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bop_optax import check_binary
 from training import hosts
@@ -21,6 +22,7 @@ from training.checksums import checksums
 
 Tree = TypeVar("Tree")
 CHECKSUMS = "checksums"  # the array in a checkpoint that holds them
+WAIT = 30  # seconds for the other processes to say whether they could read a checkpoint
 MARGIN = 2**20  # bytes for its description, and for the other files of a run
 
 
@@ -78,19 +80,39 @@ class Checkpoints:
         Raises:
             DamagedCheckpoint: for a checkpoint that cannot be read, or with another checksum.
         """
-        if template is not None:
-            number = jax.ShapeDtypeStruct((len(template),), jnp.uint32)
-            template = template | {CHECKSUMS: number}
-        try:
-            arrays: Any = self._manager.restore(step, args=ocp.args.StandardRestore(template))
-            expected = np.asarray(arrays.pop(CHECKSUMS))
-        except Exception as error:  # Orbax and TensorStore raise their own
-            raise DamagedCheckpoint(str(error).partition("\n")[0]) from error
-        found = np.asarray(checksums(arrays))
+        arrays = self._arrays(step, template)
+        expected, found = np.asarray(arrays.pop(CHECKSUMS)), np.asarray(checksums(arrays))
         if len(found) != len(expected):
             raise DamagedCheckpoint(f"it has {len(found)} arrays, not {len(expected)}")
         if names := [n for n, a, b in zip(sorted(arrays), found, expected, strict=True) if a != b]:
             raise DamagedCheckpoint(f"the checksum of {', '.join(names[:3])} is another")
+        return arrays
+
+    def _arrays(self, step: int, template: dict[str, Any] | None) -> dict[str, Any]:
+        """The arrays and their checksums; every process of a run calls it, and all get an error.
+
+        Raises:
+            OSError: if this process alone cannot read them, and the others wait for it.
+        """
+        arrays, fault = {}, None
+        try:
+            if template is None:
+                here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+                saved: Any = self._manager.item_metadata(step)
+                template = {k: _shape(x.shape, x.dtype, here) for k, x in saved.items()}
+            else:
+                number = _shape((len(template),), jnp.uint32, _of_all(template))
+                template = template | {CHECKSUMS: number}
+            arrays: Any = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+            fault = None if CHECKSUMS in arrays else "it has no checksums"
+        except Exception as error:  # Orbax and TensorStore raise their own
+            fault = str(error).partition("\n")[0]
+        try:
+            faults = hosts.gather(fault, *([WAIT] if fault else []))
+        except TimeoutError as error:
+            raise OSError(f"{self._folder / str(step)} cannot be read here ({fault})") from error
+        if fault := next(filter(None, faults), None):
+            raise DamagedCheckpoint(fault)
         return arrays
 
     def restore(self, step: int, state: Tree) -> Tree:
@@ -149,6 +171,18 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _shape(shape: Any, dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _of_all(template: dict[str, Any]) -> Any:
+    """The sharding of an array that is as a whole on each device of the template."""
+    sharding = next(iter(template.values())).sharding
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding
 
 
 def _unraisable(unraisable: Any) -> None:

@@ -174,10 +174,10 @@ def ending(
         message = f"{stopped}{_resume_hint(program, stopped, resumed)}"
         if stopped.alone or hosts.is_first():
             print(message, file=sys.stderr, flush=True)
-        _end(message, stopped.status, debug, stopped.alone)
+        _leave(message, stopped.status, debug, stopped.alone)
     except (ValueError, OSError, RunError) as error:
         message = f"{name}: {error}"
-        _end(message, message, debug)
+        _leave(message, message, debug)
     except Exception as error:
         if not hosts.are_several():
             raise
@@ -185,10 +185,10 @@ def ending(
             time.sleep(1)  # a process that knows the cause tells it first
         reason = str(error).partition("\n")[0]
         message = f"{name}: {reason}; another process may have been killed"
-        _end(message, message, debug=True)
+        _leave(message, message, debug=True)
 
 
-def _end(message: str, code: int | str, debug: bool, alone: bool = True) -> NoReturn:
+def _leave(message: str, code: int | str, debug: bool, alone: bool = True) -> NoReturn:
     """Ends the process with a status, or with 1 and a line; and others, if they do not know why."""
     if debug:
         traceback.print_exc()
@@ -203,6 +203,8 @@ def _end(message: str, code: int | str, debug: bool, alone: bool = True) -> NoRe
 
 def _resume_hint(program: str, stopped: Stopped, resumed: Callable[[Path], Path | None]) -> str:
     folder = stopped.folder and resumed(stopped.folder)
+    if folder and hosts.are_several():
+        return f"\nResume by starting all processes again with --run-dir={folder} --resume"
     if folder is None:
         return "\nThe same command resumes." if stopped.folder or stopped.status > 128 else ""
     arguments = sys.argv[1:]

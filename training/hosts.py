@@ -4,6 +4,7 @@ Process 0 alone writes files and prints. In a program of one process all of this
 """
 
 import atexit
+import itertools
 import json
 import os
 import sys
@@ -23,9 +24,11 @@ from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 HEARTBEAT = 30  # seconds without a sign of life after which JAX ends all processes
-GOODBYE = 5000  # milliseconds for the others to learn why a process ends
-POLL = 0.5  # seconds from one look for such a message to the next
+PATIENCE = 3600  # seconds to wait for a process that is slower than this one
+FAREWELL = 2  # seconds for the others to learn why a process ends
+POLL = 0.2  # seconds from one look for such a message to the next
 END = "bop_optax/end"
+_gatherings = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ def connect(config: HostConfig = HostConfig()) -> None:
         return
     names = ("coordinator", "num_processes", "process_id")
     address, number, process = (getattr(config, name) for name in names)
+    note = threading.Timer(10, _say_waiting)
+    note.daemon = True
+    note.start()
     try:
         jax.distributed.initialize(address, number, process, heartbeat_timeout_seconds=HEARTBEAT)
     except ValueError as error:
@@ -75,13 +81,21 @@ def connect(config: HostConfig = HostConfig()) -> None:
         return
     except RuntimeError as error:
         raise ValueError(f"The processes cannot be joined: {error}") from error
-    _join_devices()
+    finally:
+        note.cancel()
     leave = threading.Event()
     listener = threading.Thread(target=_end_with_others, args=[leave], daemon=True)
     listener.start()
     atexit.register(lambda: (leave.set(), listener.join()))
-    if not is_first():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    stdout = os.dup(sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Gloo prints there
+    _join_devices()
+    if is_first():
+        os.dup2(stdout, sys.stdout.fileno())
+
+
+def _say_waiting() -> None:
+    print("Waiting for the other processes of the run ...", file=sys.stderr, flush=True)
 
 
 def _join_devices() -> None:
@@ -121,14 +135,25 @@ def are_several() -> bool:
     return jax.process_count() > 1
 
 
-def gather(value: Any) -> list[Any]:
-    """The JSON values of all processes, in their order."""
+def gather(value: Any, seconds: float = PATIENCE) -> list[Any]:
+    """The JSON values of all processes, in their order.
+
+    Raises:
+        TimeoutError: if a process does not give one within so many seconds.
+    """
     if not are_several():
         return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = process_allgather(np.int32(len(text)))
-    texts = process_allgather(np.pad(text, (0, lengths.max() - len(text))))
-    return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True)]
+    client, name = distributed.global_state.client, f"bop_optax/{next(_gatherings)}"
+    assert client is not None
+    client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(value))
+    values = []
+    for process in range(jax.process_count()):
+        try:
+            text = client.blocking_key_value_get(f"{name}/{process}", int(1000 * seconds))
+        except jax.errors.JaxRuntimeError as error:
+            raise TimeoutError(f"process {process} gave no answer for {seconds:g} s") from error
+        values.append(json.loads(text))
+    return values
 
 
 def from_first(make: Callable[[], Any]) -> Any:
@@ -145,13 +170,21 @@ def agreed(number: int) -> int:
 
 
 def announce(message: str, status: int = 1) -> None:
-    """Tells the other processes why this one ends, alone, and so ends them, too."""
-    client = distributed.global_state.client
-    if client is None:
-        return
-    with suppress(Exception):  # another one was first, or process 0 is gone
-        client.key_value_set(END, json.dumps([jax.process_index(), status, message]))
-    _part(client)
+    """Tells the other processes why this one ends, alone, and so ends them, too.
+
+    Returns when all know it, at the latest after some seconds: one may be killed, or hang.
+    """
+    if distributed.global_state.client is not None:
+        teller = threading.Thread(target=_tell, args=[message, status], daemon=True)
+        teller.start()
+        teller.join(FAREWELL)
+
+
+def _tell(message: str, status: int) -> None:
+    client: Any = distributed.global_state.client
+    with suppress(jax.errors.JaxRuntimeError):  # another one was first, or process 0 is gone
+        client.key_value_set(END, json.dumps([_process_id(), status, message]))
+    _wait_for_all(client)
 
 
 def _end_with_others(leave: threading.Event) -> None:
@@ -160,16 +193,21 @@ def _end_with_others(leave: threading.Event) -> None:
     while not leave.wait(POLL):
         with suppress(jax.errors.JaxRuntimeError):  # there is no announcement
             process, status, message = json.loads(client.key_value_try_get(END))
-            if process == jax.process_index():
+            if process == _process_id():
                 return
             print(f"Process {process} ended: {message}", file=sys.stderr, flush=True)
-            _part(client)
+            _wait_for_all(client)
             os._exit(status)
 
 
-def _part(client: Any) -> None:
+def _wait_for_all(client: Any) -> None:
     """Waits until every process knows the cause; process 0, which they ask, ends last."""
-    with suppress(Exception):  # one was killed
-        client.wait_at_barrier(END, GOODBYE)
-    if is_first():
+    with suppress(jax.errors.JaxRuntimeError):  # one was killed
+        client.wait_at_barrier(END, int(1000 * FAREWELL))
+    if _process_id() == 0:
         time.sleep(POLL)
+
+
+def _process_id() -> int:
+    """`jax.process_index()`, which would start the backends."""
+    return distributed.global_state.process_id

@@ -269,6 +269,7 @@ class Run:
             plot_curves(self.metrics, self.folder / "curves.png")
             record = result_record(self.description, result, self.metrics)
             write_json(self.folder / "result.json", sealed(record))
+        hosts.gather(None)  # the others wait, so that they learn of an error
         return result
 
     def _close(self) -> None:

@@ -22,10 +22,12 @@ def test_the_share_of_weights_that_differ(tmp_path):
     ("options", "message"),
     [
         ({"preset": "none"}, "--preset must be one of digits-bop"),
-        ({"devices": (1,)}, "--devices must be two numbers or more"),
+        ({"devices": (1,)}, "--devices must be two different numbers or more"),
+        ({"devices": (2, 2)}, "--devices must be two different numbers or more"),
+        ({"seeds": (1, 1)}, "--seeds must be different"),
         ({"devices": (1, 5)}, "--devices must be divisors of the batch size 96, got 5"),
         ({"devices": (0, 1)}, "--devices must be divisors of the batch size 96, got 0"),
-        ({"seeds": ()}, "--seeds must be at least one"),
+        ({"seeds": ()}, "--seeds must be different, at least one"),
     ],
 )
 def test_wrong_options(options, message):

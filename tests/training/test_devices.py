@@ -120,6 +120,12 @@ def test_a_batch_has_equal_parts(accumulate):
         replace(PLAIN, accumulate=accumulate)
 
 
+def test_parts_are_not_skipped():
+    """A skipped part would shift all later updates."""
+    with pytest.raises(ValueError, match="--nonfinite must be stop or restore with --accumulate"):
+        replace(PLAIN, accumulate=2, nonfinite="skip")
+
+
 def test_devices_share_a_part():
     message = r"a multiple of the 8 devices times the 16 parts of --accumulate, got 64"
     with pytest.raises(ValueError, match=message):

@@ -141,9 +141,9 @@ def test_all_stop_if_one_is_signalled(whole, tmp_path):
     statuses, _, errors = processes.wait()
     assert statuses == [128 + signal.SIGTERM] * 2
     assert re.search(
-        r"Stopped at step (\d+) \(epoch \d\)\.\nResume with\n  python train", errors[0]
+        r"Stopped at step \d+ \(epoch \d\)\.\nResume by starting all processes again ", errors[0]
     )
-    assert "Resume" not in errors[1]
+    assert "Resum" not in errors[1]
     assert "Traceback" not in "".join(errors)
     statuses, _, errors = Processes(2, *options, "--resume").wait()
     assert statuses == [0, 0], errors

@@ -111,6 +111,8 @@ class Experiment:
         require(self.accumulate >= 1, "accumulate", "at least 1", self.accumulate)
         divides = f"a divisor of the batch size {self.batch_size}"
         require(self.batch_size % self.accumulate == 0, "accumulate", divides, self.accumulate)
+        skips = self.accumulate > 1 and self.nonfinite == "skip"
+        require(not skips, "nonfinite", "stop or restore with --accumulate", self.nonfinite)
         require(self.pad >= 0, "pad", "at least 0", self.pad)
         Product(backward=self.backward)
         require(0 <= self.seed < 2**32, "seed", "from 0 to 2³² − 1", self.seed)
