@@ -99,16 +99,16 @@ def _say_waiting() -> None:
 
 
 def _join_devices() -> None:
-    """Lets all devices add up a number, and all processes agree, while they are at one point.
+    """Lets all processes agree and all devices add up a number, while they are at one point.
 
     Gloo, for CPUs, connects devices at their first common operation, and waits 30 seconds for the
     last of them; in later operations it waits long.
     """
+    agreed(0)
     everything = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(everything, PartitionSpec("all"))
     ones = jax.make_array_from_callback((jax.device_count(),), sharding, lambda _: np.ones(1))
     jax.block_until_ready(jax.jit(jnp.sum)(ones))
-    agreed(0)
 
 
 def _has_launcher() -> bool:
