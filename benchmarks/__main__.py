@@ -67,8 +67,8 @@ def main(
     try:
         require(len(variants) > 0, "variants", "at least one", variants)
         require(repeats >= 1, "repeats", "at least 1", repeats)
-        for name, value in (("seconds", seconds), ("minutes", minutes)):
-            require(0 < value < float("inf"), name, "above 0 and finite", value)
+        require(0 <= seconds < float("inf"), "seconds", "at least 0 and finite", seconds)
+        require(0 < minutes < float("inf"), "minutes", "above 0 and finite", minutes)
         out, peers = expanded(out), expanded(peers)
         for name, path in (("out", out), ("peers", peers)):
             require(path.is_dir() or not path.exists(), name, "a folder", path)

@@ -941,7 +941,7 @@ TABLE = [
     (
         "NaN seconds of a measurement",
         "benchmarks step --seconds nan",
-        "benchmarks: --seconds must be above 0 and finite, got nan",
+        "benchmarks: --seconds must be at least 0 and finite, got nan",
     ),
     (
         "0 minutes of a race",
