@@ -94,7 +94,7 @@ class Checkpoints:
         Raises:
             OSError: if this process alone cannot read them, and the others wait for it.
         """
-        arrays, fault = {}, None
+        arrays: Any = {}
         try:
             if template is None:
                 here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -103,7 +103,7 @@ class Checkpoints:
             else:
                 number = _shape((len(template),), jnp.uint32, _of_all(template))
                 template = template | {CHECKSUMS: number}
-            arrays: Any = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+            arrays = self._manager.restore(step, args=ocp.args.StandardRestore(template))
             fault = None if CHECKSUMS in arrays else "it has no checksums"
         except Exception as error:  # Orbax and TensorStore raise their own
             fault = str(error).partition("\n")[0]

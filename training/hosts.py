@@ -29,6 +29,7 @@ FAREWELL = 2  # seconds for the others to learn why a process ends
 POLL = 0.2  # seconds from one look for such a message to the next
 END = "bop_optax/end"
 _gatherings = itertools.count()
+_joined = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def connect(config: HostConfig = HostConfig()) -> None:
         raise ValueError(f"The processes cannot be joined: {error}") from error
     finally:
         note.cancel()
+    _joined.set()
     leave = threading.Event()
     listener = threading.Thread(target=_end_with_others, args=[leave], daemon=True)
     listener.start()
@@ -174,7 +176,7 @@ def announce(message: str, status: int = 1) -> None:
 
     Returns when all know it, at the latest after some seconds: one may be killed, or hang.
     """
-    if distributed.global_state.client is not None:
+    if _joined.is_set():
         teller = threading.Thread(target=_tell, args=[message, status], daemon=True)
         teller.start()
         teller.join(FAREWELL)
@@ -182,7 +184,7 @@ def announce(message: str, status: int = 1) -> None:
 
 def _tell(message: str, status: int) -> None:
     client: Any = distributed.global_state.client
-    with suppress(jax.errors.JaxRuntimeError):  # another one was first, or process 0 is gone
+    with suppress(Exception):  # another one was first, or process 0 is gone
         client.key_value_set(END, json.dumps([_process_id(), status, message]))
     _wait_for_all(client)
 
@@ -202,7 +204,7 @@ def _end_with_others(leave: threading.Event) -> None:
 
 def _wait_for_all(client: Any) -> None:
     """Waits until every process knows the cause; process 0, which they ask, ends last."""
-    with suppress(jax.errors.JaxRuntimeError):  # one was killed
+    with suppress(Exception):  # one was killed
         client.wait_at_barrier(END, int(1000 * FAREWELL))
     if _process_id() == 0:
         time.sleep(POLL)

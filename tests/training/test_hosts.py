@@ -151,6 +151,23 @@ def test_all_stop_if_one_is_signalled(whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_signal_while_the_others_are_awaited(tmp_path, process):
+    """Process 0 waits for process 1; process 1 for a coordinator that does not exist."""
+    options = [*TINY, "--run-dir", tmp_path / "run"]
+    address = f"localhost:{free_port()}"
+    arguments = map(str, [*options, *Processes.joined(address, 2, process)])
+    command, pipe = [sys.executable, "train.py", *arguments], subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert waiting.stderr.readline() == "Waiting for the other processes of the run ...\n"
+        waiting.terminate()
+        _, errors = waiting.communicate(timeout=10)
+    assert waiting.returncode == 128 + signal.SIGTERM
+    assert errors == "\nStopped at once, without a checkpoint.\n"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("others", "message"),
     [
