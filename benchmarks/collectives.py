@@ -8,7 +8,6 @@ The devices are simulated on a CPU. A byte counts once, as it lies in the operat
 often it crosses the network depends on the algorithm (twice, nearly, in a ring's all-reduce).
 """
 
-import json
 import re
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ import tyro
 from benchmarks.memory import IMAGENET, abstract_step
 from experiments.presets import PRESETS
 from training.devices import device_mesh
-from training.records import describe_origin
+from training.records import describe_origin, write_json
 
 CIFAR10: Any = SimpleNamespace(
     num_classes=10, image_shape=(32, 32, 3), mean=(0.0,) * 3, std=(1.0,) * 3
@@ -62,7 +61,7 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
 def step_collectives(
     name: str, devices: int, images: int = 4, shard_averages: bool = False
 ) -> dict[str, Any]:
-    """The collectives of a step of a network, beside the bytes of its gradients.
+    """The collectives of a step of a network, and the bytes of its gradients.
 
     Args:
         name: one of `NETWORKS`.
@@ -104,7 +103,7 @@ def main(devices: int = 8, shard_averages: bool = False, out: Path | None = None
         command = f"python -m benchmarks.collectives --devices {devices}"
         command += " --shard-averages" if shard_averages else ""
         record = describe_origin() | {"command": command, "networks": networks}
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(out, record)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The numbers are XLA's own, for the device of this machine or for an NVIDIA H100.
 XLA cannot time kernels to choose among them: the ones chosen on the card may take more memory.
 """
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -29,7 +28,7 @@ from training.config import Experiment
 from training.data import Batch
 from training.devices import replicated
 from training.network import first_state, make_network, state_shardings
-from training.records import describe_origin
+from training.records import describe_origin, write_json
 
 NETWORKS = {
     "Bi-Real Net-18": "imagenet-birealnet-bop",
@@ -172,7 +171,7 @@ def main(
             record["device"] = {"kind": f"{device.device_kind}, absent"}
         command = f"python -m benchmarks.memory --batch-size {batch_size} --target {target}"
         record |= {"command": command, "batch_size": batch_size, "bytes": networks}
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(out, record)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
-from jax.sharding import NamedSharding, PartitionSpec
 
 import train
 from experiments.figures import plot_comparison, plot_sweep
@@ -257,7 +256,7 @@ def check_memory(needed: int, free: int, networks: int) -> None:
 
 def step_memory(sweep: Sweep, program: Program, lanes: Sequence[Lane]) -> int:
     """Compiles the training step; returns the bytes of its states and of its working memory."""
-    everywhere = NamedSharding(program.mesh, PartitionSpec())
+    everywhere = replicated(program.mesh)
     states, *rest = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         jax.eval_shape(lambda: first_arguments(program, lanes)),

@@ -8,17 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from bop_optax import check_binary
 from training import hosts
 from training.checksums import checksums
+from training.devices import replicated
 
 Tree = TypeVar("Tree")
 CHECKSUMS = "checksums"  # the array in a checkpoint that holds them
@@ -180,9 +181,8 @@ def _shape(shape: Any, dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 def _of_all(template: dict[str, Any]) -> Any:
     """The sharding of an array that is as a whole on each device of the template."""
     sharding = next(iter(template.values())).sharding
-    if isinstance(sharding, NamedSharding):
-        return NamedSharding(sharding.mesh, PartitionSpec())
-    return sharding
+    named = isinstance(sharding, NamedSharding)
+    return replicated(cast(Mesh, sharding.mesh)) if named else sharding
 
 
 def _unraisable(unraisable: Any) -> None:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from training import hosts
 from training.data import Batch, check_batch_size, in_flight
+from training.devices import replicated
 from training.machine import expanded
 
 _LARGEST_LABEL: Any = None  # `Dataset` replaces it by an int
@@ -290,7 +291,7 @@ class InMemory:
         self.dispatched = 1 if self.stacked else self.in_flight
         self.evaluated_on = data.evaluated_on
         self._batch_size = batch_size
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        everywhere = replicated(mesh)
 
         def put(array: np.ndarray) -> jax.Array:
             return jax.make_array_from_process_local_data(everywhere, array, array.shape)
