@@ -39,7 +39,7 @@ from experiments.workers import Trials, locked, open_storage, run_network, start
 from training.command import ending, prepare_process
 from training.config import Experiment, to_json
 from training.config.data import MANY, MOST_WORKERS, data_from_name
-from training.config.ranges import require
+from training.config.ranges import require, require_different
 from training.data import check_batch_size
 from training.devices import device_mesh
 from training.machine import expanded
@@ -119,9 +119,7 @@ class Comparison:
         above = f"above --heartbeat {self.heartbeat}"
         require(self.grace > self.heartbeat, "grace", above, self.grace)
         for name in ("seeds", "methods"):
-            values = getattr(self, name)
-            unique = values and len({*values}) == len(values)
-            require(bool(unique), name, "different, at least one", values)
+            require_different(name, getattr(self, name))
         in_range = all(0 <= seed < 2**32 for seed in self.seeds)
         require(in_range, "seeds", "from 0 to 2³² − 1", self.seeds)
         in_range = 0 <= self.search_seed < 2**32

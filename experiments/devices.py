@@ -21,7 +21,7 @@ import tyro
 from bop_optax.saving import load
 from experiments.presets import PRESETS
 from training.command import ending
-from training.config.ranges import require
+from training.config.ranges import require, require_different
 from training.records import describe_origin, read_metrics, write_json
 from training.run import WEIGHTS
 
@@ -57,8 +57,7 @@ class Options:
         for number in self.devices:
             fits = number >= 1 and self.batch_size % number == 0
             require(fits, "devices", f"divisors of the batch size {self.batch_size}", number)
-        unique = len({*self.seeds}) == len(self.seeds) > 0
-        require(unique, "seeds", "different, at least one", self.seeds)
+        require_different("seeds", self.seeds)
 
     @property
     def command(self) -> str:

@@ -26,7 +26,7 @@ from experiments.presets import PRESETS
 from experiments.workers import run_network
 from training.command import ending, prepare_process
 from training.config import Experiment
-from training.config.ranges import require
+from training.config.ranges import require_different
 from training.machine import expanded
 from training.records import read_record, sealed, write_json
 
@@ -78,9 +78,7 @@ def accuracies(options: Options, interrupt: Interrupt) -> dict[str, list[float]]
             f"unknown settings {', '.join(unknown)}: choose from {', '.join(SETTINGS)}"
         )
     for name in ("settings", "seeds"):
-        values = getattr(options, name)
-        unique = values and len({*values}) == len(values)
-        require(bool(unique), name, "different, at least one", values)
+        require_different(name, getattr(options, name))
     folder = expanded(options.folder).absolute()
     _, preset = PRESETS[options.preset]
     try:

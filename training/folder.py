@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,8 @@ def check_hosts(options: dict[str, Any]) -> None:
     every = hosts.gather(flat_options(options))
     own = every[jax.process_index()]
     for process, other in enumerate(every):
-        keys = [k for k in (own | other) if own.get(k) != other.get(k) and not may_differ(k)]
-        if keys:
-            differing = (f"{k}={other.get(k)} (here {own.get(k)})" for k in keys)
-            raise ValueError(f"process {process} has {', '.join(differing)}: start all alike")
+        if names := differing(other, own, "here"):
+            raise ValueError(f"process {process} has {names}: start all alike")
 
 
 def check_visible(path: Path) -> None:
@@ -74,7 +73,23 @@ def check_visible(path: Path) -> None:
     raise ValueError(f"{path} is missing here: --run-dir must be a folder that all hosts share")
 
 
-def may_differ(name: str) -> bool:
+def differing(
+    others: dict[str, Any], ours: dict[str, Any], word: str, may: Collection[str] = ()
+) -> str:
+    """The options that must not differ and do, as in "epochs=8 (here 9)"; "" if none does.
+
+    Args:
+        others: options by name, as `flat_options` returns them.
+        ours: those of this process.
+        word: what a message calls this process.
+        may: options that may differ, beside those of `_may_differ`.
+    """
+    names = [n for n in (ours | others) if ours.get(n) != others.get(n)]
+    must = (n for n in names if n not in may and not _may_differ(n))
+    return ", ".join(f"{n}={others.get(n)} ({word} {ours.get(n)})" for n in must)
+
+
+def _may_differ(name: str) -> bool:
     """True for the options of a process or its machine, which change no image and no step."""
     own = {*(f"config.data.{option}" for option in MACHINE), *(f"run.{option}" for option in OWN)}
     return name in own or f"config.{name}" in own

@@ -19,9 +19,9 @@ from training.events import Events
 from training.folder import (
     check_hosts,
     check_visible,
+    differing,
     flat_options,
     holds_something,
-    may_differ,
     new_folder,
 )
 from training.interrupt import Stopped
@@ -107,17 +107,10 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder} holds no run to resume: {path} ({error})") from error
         ours = flat_options(self.description["config"]) | extra_metadata
-        epochs = set() if experiment.depends_on_epochs else {"epochs"}
-        keys = [
-            k
-            for k in (ours | saved)
-            if ours.get(k) != saved.get(k) and k not in epochs and not may_differ(k)
-        ]
-        if keys:
-            differing = (f"{k}={saved.get(k)} (now {ours.get(k)})" for k in keys)
+        epochs = () if experiment.depends_on_epochs else ("epochs",)
+        if names := differing(saved, ours, "now", epochs):
             raise ValueError(
-                f"{self.folder} was run with {', '.join(differing)}: "
-                "resume with the same preset and options"
+                f"{self.folder} was run with {names}: resume with the same preset and options"
             )
         # The original description stays; each resume is appended to it.
         resumed = {k: v for k, v in self.description.items() if k not in extra_metadata}
