@@ -2,9 +2,9 @@
 
 `bop` is an Optax transform. Its variants are `bop_layerwise`, `bop_2nd_order`, `cema`, `bold` and
 `prob_bop`. `binary_labels` labels the binary parameters for `optax.partition`. Quantizers and
-metrics complete the package. It needs JAX and Optax alone. Import separately: `bop_optax.layers`
-and `bop_optax.models` (Flax NNX), `bop_optax.linen` (Flax Linen), `bop_optax.latent` (the baseline
-with latent weights).
+metrics complete the package. It needs JAX and Optax alone. Import separately: `layers`, `models`,
+`summary`, `folding` and `packing` (Flax NNX); `linen` (Flax Linen); `latent`, the baseline with
+latent weights; `saving` (safetensors); `onnx`, `tflite` and `larq` (an extra each); `processor`.
 """
 
 from bop_optax._bold import BoldState, bold

@@ -1,6 +1,6 @@
 """Bop, its variants and latent weights on CIFAR-10, each at the best of its hyperparameters.
 
-    python -m experiments.compare --data-dir DIR --workers 2    # about nine hours on two cores
+    python -m experiments.compare --data-dir DIR --workers 2    # about eight hours on two cores
 
 All methods train the same network on the same images for the same epochs. First a grid over each
 method's hyperparameters is judged on held-out training images. Then the best point trains on

@@ -37,7 +37,8 @@ class HostConfig:
     """The processes of one run. On SLURM, Open MPI, GKE and TPU pods there is nothing to give."""
 
     coordinator: str | None = None
-    """HOST:PORT at which process 0 listens for the others; any free port of its host."""
+    """HOST:PORT at which process 0 listens for the others; any free port of its host. Default: as
+    SLURM, Open MPI 4, GKE or the TPU pod says, else there is one process."""
     num_processes: int | None = None
     """Number of processes, of all hosts together."""
     process_id: int | None = None

@@ -87,7 +87,7 @@ class Experiment:
     batch_size: int = 100
     """Images in an update of the weights, over all devices."""
     accumulate: int = 1
-    """Parts of a batch, to save memory. Gradients are averaged; BatchNorm sees one part."""
+    """Parts of a batch, one after another, to save memory; BatchNorm normalizes each by itself."""
     pad: int = 4
     """Augmentation: random shifts by up to this many pixels. 0: none."""
     flip: bool = True
@@ -95,12 +95,12 @@ class Experiment:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations. Parameters, statistics and the arithmetic of BatchNorm are float32."""
     backward: Literal["float32", "bfloat16"] | int = "float32"
-    """What gradients of one-bit products are rounded to: nothing, bfloat16, or 2 to 8 bits."""
+    """Rounding of incoming gradients of one-bit products: none, bfloat16, or to 2 to 8 bits."""
     teacher: Path | None = None
     """Folder of a finished run, whose probabilities replace the labels in the loss."""
     nonfinite: Literal["stop", "skip", "restore"] = "stop"
-    """What follows a loss, gradients, statistics or weights that are not finite: the run stops, the
-    step changes nothing, or the last checkpoint is trained on, once."""
+    """Action after a loss, gradient, statistic or weight that is not finite: stop the run, skip the
+    step, or restore the last checkpoint, once for each fault."""
     seed: int = 0
     """Seed ≥ 0 of the weights, the order of the images and the augmentation."""
 
@@ -143,13 +143,13 @@ class RunConfig:
     """Where a run goes, and how often it is saved."""
 
     run_dir: Path | None = None
-    """Folder of the run, new or empty. Default: runs/PRESET-TIME."""
+    """Folder: new or empty, or with --resume that of the run. Default: runs/PRESET-TIME."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Resume from the newest checkpoint in --run-dir."""
     checkpoint_epochs: int = 1
     """Epochs from one checkpoint to the next."""
     keep: int = 2
-    """Number of checkpoints that are kept, the newest ones."""
+    """Number of checkpoints to keep, the newest."""
     stop_within: float = 120
     """Seconds from Ctrl-C or SIGTERM to the end of the process, at most."""
     compare_steps: int = 1000

@@ -65,7 +65,7 @@ class ImageNet:
     workers: int | None = None
     """Processes that read and decode images. None: one for each core. 0: the training process."""
     bad_images: Literal["stop", "skip"] = "stop"
-    """What an image that cannot be decoded does: stop the run, or be named, counted and skipped."""
+    """Action at an image that cannot be decoded: stop the run; or name, count and skip it."""
 
     def __post_init__(self):
         require((self.workers or 0) >= 0, "workers", "at least 0", self.workers)
