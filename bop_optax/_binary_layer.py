@@ -17,8 +17,9 @@ from jax.typing import ArrayLike, DTypeLike
 from bop_optax import quantizers
 from bop_optax._flip import is_floating
 from bop_optax._initializers import glorot_uniform, rademacher
-from bop_optax._popcount import PackedKernel, output_scale, pack_kernel
+from bop_optax._popcount import PackedKernel, pack_kernel
 from bop_optax._product import Product, binary_product
+from bop_optax._scale import are_binary, magnitudes
 from bop_optax.quantizers import is_scaled_sign, is_sign
 
 # Forms of the layers' arguments.
@@ -109,15 +110,17 @@ class BinaryLayer(nnx.Module):
                 f"kernel_init must return floating numbers of shape {self.kernel_shape}, got "
                 f"{jnp.result_type(kernel)} of shape {jnp.shape(kernel)}"
             )
-        magnitude = jnp.abs(kernel)
-        is_scale = (magnitude > 0) & (magnitude < jnp.inf)
-        if not latent and not _holds((magnitude == output_scale(kernel)) & is_scale):
+        if not latent and not _holds(are_binary(kernel)):
             raise ValueError(
                 "kernel_init must return −α or +α, with one α for each output: a binary layer "
-                "has no latent weights; real weights need a kernel_quantizer"
+                "has no latent weights; real weights need a kernel_quantizer; got magnitudes of "
+                f"{magnitudes(kernel)}"
             )
         if not _holds(jnp.isfinite(kernel)):
-            raise ValueError("kernel_init must return finite numbers, got others")
+            raise ValueError(
+                "kernel_init must return finite numbers, got magnitudes of "
+                f"{magnitudes(kernel)}: draw smaller ones"
+            )
         self.kernel = (LatentParam if latent else BinaryParam)(kernel, **kernel_metadata)
         self.bias = nnx.Param(jnp.zeros(kernel_shape[-1], param_dtype)) if use_bias else None
         self.input_quantizer = input_quantizer
@@ -145,9 +148,10 @@ class BinaryLayer(nnx.Module):
             packed = PackedKernel(self.kernel[...], self.kernel_scale[...], self.kernel_shape[-2])
             return packed.unpack()
         kernel = self._quantized_kernel()
-        if not _holds(jnp.abs(kernel) == output_scale(kernel)):
+        if not _holds(are_binary(kernel)):
             raise ValueError(
-                f"a kernel of shape {kernel.shape} is not −α or +α, with one α for each output"
+                f"a kernel of shape {kernel.shape} is not −α or +α, with one α > 0 for each output:"
+                f" its magnitudes are {magnitudes(kernel)}"
             )
         return kernel
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -16,6 +15,7 @@ from bop_optax._labels import (
     labelled,
     named_leaves,
 )
+from bop_optax._scale import is_signed, magnitudes, output_scale
 
 
 def check_binary(params: Any, labels: Any = None) -> None:
@@ -88,7 +88,7 @@ def _is_readable(array: Any) -> bool:
 
 def _fault(array: np.ndarray) -> str | None:
     """What makes an array other than −α or +α; None if nothing does."""
-    if not any(jnp.issubdtype(array.dtype, k) for k in (jnp.floating, jnp.signedinteger)):
+    if not is_signed(array.dtype):
         return f"is {array.dtype}, which holds no −α and +α"
     if not array.size:
         return None
@@ -99,8 +99,8 @@ def _fault(array: np.ndarray) -> str | None:
         return "has weights of 0"
     if any((magnitude == scale).all() for scale in _scales(magnitude)):
         return None
-    low, high = magnitude.min(), magnitude.max()
-    return f"is not −α or +α with one α for each output: its magnitudes are {low:.6g} to {high:.6g}"
+    found = f"its magnitudes are {magnitudes(magnitude)}"
+    return f"is not −α or +α with one α for each output: {found}"
 
 
 def _scales(magnitude: np.ndarray) -> Iterator[np.ndarray]:
@@ -108,6 +108,5 @@ def _scales(magnitude: np.ndarray) -> Iterator[np.ndarray]:
     if magnitude.ndim < 2:
         yield magnitude.ravel()[:1]
         return
-    yield magnitude.reshape(-1, magnitude.shape[-1])[0]
-    first = magnitude.reshape(magnitude.shape[0], -1)[:, 0]
-    yield first.reshape(-1, *(1,) * (magnitude.ndim - 1))
+    yield output_scale(magnitude)
+    yield output_scale(magnitude.T).reshape(-1, *(1,) * (magnitude.ndim - 1))

@@ -72,7 +72,8 @@ def cast(tree: optax.Updates, dtype: DTypeLike) -> optax.Updates:
 
 def zero_averages(params: optax.Params, dtype: DTypeLike, check: bool = False) -> optax.Updates:
     """The moving averages before the first step; checks that the parameters can flip."""
-    jax.tree_util.tree_map_with_path(_check_parameter, params)
+    for name, leaf in named_leaves(params):
+        _check_parameter(name or "the parameter", array_of(leaf))
     if check:
         check_weights(params)
     return jax.tree.map(lambda w: jnp.zeros_like(w, dtype=dtype), params)
@@ -94,7 +95,9 @@ def check_hyperparameters(
         if isinstance(rate, Real) and not 0 < float(rate) <= 1:
             raise ValueError(f"{name} must be in (0, 1], got {name}={rate!r}; for example 1e-4")
     if isinstance(threshold, Real) and (math.isnan(float(threshold)) or float(threshold) < 0):
-        raise ValueError(f"threshold must be ≥ 0, got {threshold=}; bop's default is 1e-8")
+        raise ValueError(
+            f"threshold must be ≥ 0, got {threshold=}; 0 flips at every sign that agrees"
+        )
     _check_held(ema_dtype, **rates)
 
 
@@ -230,14 +233,10 @@ def zip_trees(a_name: str, a: Any, b_name: str, b: Any) -> Iterator[tuple[str, A
         yield name.replace("(an array)", "the parameter"), array_of(x), array_of(theirs[name])
 
 
-def _check_parameter(path: jax.tree_util.KeyPath, w: ArrayLike) -> None:
+def _check_parameter(name: str, w: ArrayLike) -> None:
     dtype = type(w).__name__ if isinstance(w, str | bytes) else jnp.result_type(w)
     if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"bop flips real floating-point weights, but {_name(path)} is {dtype}: store ±1 as "
+            f"bop flips real floating-point weights, but {name} is {dtype}: store ±1 as "
             "float32 or bfloat16, or give this parameter another optimizer with optax.partition"
         )
-
-
-def _name(path: jax.tree_util.KeyPath) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/") or "the parameter"

@@ -81,4 +81,5 @@ def check_draw(shape: Sequence[int], dtype: DTypeLike, least_rank: int = 0) -> N
     if not is_shape:
         raise TypeError(f"shape must be a tuple of integers, got {shape!r}")
     if len(shape) < least_rank or min(shape, default=1) < min(least_rank, 1):
-        raise ValueError(f"shape must be (*window, in, out), of sizes ≥ 1, got {tuple(shape)}")
+        form = "(*window, in, out), of sizes ≥ 1" if least_rank else "of sizes ≥ 0"
+        raise ValueError(f"shape must be {form}, got {tuple(shape)}")

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bop_optax._scale import are_binary, output_scale
+
 QONNX = "qonnx.custom_op.general"
 
 Made = tuple[list[onnx.NodeProto], dict[str, np.ndarray]]
@@ -26,9 +28,9 @@ def replace_kernels(graph: onnx.GraphProto, make: Callable[..., Made]) -> None:
             continue
         if user.op_type == "Conv" and user.input[1] in transposed:  # qonnx counts by it
             user.attribute.append(helper.make_attribute("kernel_shape", array.shape[:-2]))
-        scale = np.abs(array.reshape(-1, array.shape[-1])[0])
-        if not (np.abs(array) == scale).all():
+        if not are_binary(array).all():
             continue
+        scale = output_scale(array)
         made, arrays = make(name, array, scale if (scale != 1).any() else scale[:1])
         nodes += made
         del tensors[name]

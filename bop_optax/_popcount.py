@@ -16,11 +16,7 @@ from bop_optax._convolution import (
     offsets,
     output_sizes,
 )
-
-
-def output_scale(kernel: jax.Array) -> jax.Array:
-    """α of each output, (out,), of a kernel of ±α."""
-    return jnp.abs(kernel.reshape(-1, kernel.shape[-1])[0])
+from bop_optax._scale import output_scale
 
 
 class PackedKernel(NamedTuple):

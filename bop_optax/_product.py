@@ -29,12 +29,12 @@ from bop_optax._convolution import (
 from bop_optax._noise import noise
 from bop_optax._popcount import (
     PackedKernel,
-    output_scale,
     pack_kernel,
     popcount_input_gradient,
     popcount_kernel_gradient,
     popcount_product,
 )
+from bop_optax._scale import output_scale
 from bop_optax.processor import counts_words, for_cpu, instructions
 
 # A sum over fewer entries than this does not fill the words that `bit_matmul` unrolls.

@@ -62,7 +62,9 @@ def from_larq(model: _Model, path: Path | str) -> _Model:
         Larq Zoo, https://docs.larq.dev/zoo/api.
     """
     if not hasattr(model, "larq_layers"):
-        raise TypeError(f"Larq Zoo has no {type(model).__name__}")
+        raise TypeError(
+            f"Larq Zoo has no {type(model).__name__}: read weights of ours by bop_optax.saving.load"
+        )
     if jax.tree.leaves(nnx.state(model, PackedParam)):
         raise ValueError("the network is packed: read the weights first, then pack it")
     layers: list[Any] = list(model.larq_layers())  # pyright: ignore[reportAttributeAccessIssue]

@@ -105,10 +105,9 @@ def _signs_differ(before: Any, after: Any) -> jax.Array:
 
 def _check_pairs(before: Any, after: Any) -> None:
     """Raises ValueError for trees or shapes that differ, and for a variable that is in both."""
-    for _, x, y in zip_trees("weights before", before, "weights after", after):
+    for name, x, y in zip_trees("weights before", before, "weights after", after):
         if jnp.shape(x) != jnp.shape(y):
-            shapes = f"{jnp.shape(x)} and {jnp.shape(y)}"
-            raise ValueError(f"weights before and after must have one shape, got {shapes}")
+            raise ValueError(f"{name} has the shape {jnp.shape(x)} before and {jnp.shape(y)} after")
     variables = {id(leaf) for _, leaf in named_leaves(before) if is_variable(leaf)}
     for name, leaf in named_leaves(after):
         if id(leaf) in variables:

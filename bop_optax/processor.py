@@ -10,6 +10,7 @@ import jax
 
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 CPUINFO = Path("/proc/cpuinfo")
+PLATFORMS = ("cpu", "cuda", "gpu", "rocm", "tpu", "file")
 
 
 def processor(cpuinfo: Path = CPUINFO) -> dict[str, str]:
@@ -73,13 +74,19 @@ def traced_for(platform: str) -> Iterator[None]:
     It is for programs that are compiled or exported for an absent device.
 
     Args:
-        platform: JAX's name for it: "cpu", "cuda", "rocm" or "tpu"; "file" for a file that another
-            runtime reads: convolutions, matrix products and max-pools as one operation each.
+        platform: JAX's name for it: "cpu", "gpu", "cuda", "rocm" or "tpu"; "file" for a file that
+            another runtime reads: convolutions, matrix products and max-pools as one operation
+            each.
+
+    Raises:
+        ValueError: for another name.
 
     Example:
         >>> with traced_for("cuda"):
         ...     exported = jax.export.export(jax.jit(jnp.sin), platforms=["cuda"])(jnp.ones(3))
     """
+    if platform not in PLATFORMS:
+        raise ValueError(f"platform must be one of {', '.join(PLATFORMS)}, got {platform!r}")
     token = _target.set(platform)
     try:
         yield

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from bop_optax._scale import is_signed
+
 
 def is_sign(quantizer: Any) -> bool:
     """Tells whether a quantizer returns −1 or +1 alone: True if its attribute `is_sign` is True.
@@ -107,7 +109,7 @@ def binarize(x: ArrayLike) -> jax.Array:
 def _signed(x: ArrayLike) -> jax.Array:
     """An array; TypeError for a dtype without −1."""
     x = jnp.asarray(x)
-    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.signedinteger)):
+    if not is_signed(x.dtype):
         raise TypeError(f"a sign needs a signed dtype, got {x.dtype}: cast to float32 before")
     return x
 

@@ -21,6 +21,7 @@ from flax import nnx
 
 from bop_optax._binary_layer import with_binary_kernels
 from bop_optax._labels import array_of, has_binary_type, named_leaves
+from bop_optax._scale import are_binary, is_scale, is_signed, magnitudes, output_scale
 
 VERSION = 1  # of the metadata
 DAMAGE = (safetensors.SafetensorError, ValueError, LookupError, TypeError, AttributeError)
@@ -80,9 +81,12 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
         if not rule(name, leaf):
             add(name, array)
             continue
-        if not _is_binary(array):
-            raise ValueError(f"{name} is not −α or +α, with one α for each output")
-        scale = _scale(array)
+        if fault := _binary_fault(array):
+            raise ValueError(
+                f"{name} {fault}; let is_binary leave this array out, or move the axis of its "
+                "outputs to the end"
+            )
+        scale = output_scale(array)
         one_bit[name] = {"shape": array.shape, "dtype": array.dtype.name}
         add(name, np.packbits((array < 0).ravel(), bitorder="little"))
         if (scale != 1).any():
@@ -123,6 +127,7 @@ def load(path: Path | str, like: Any = None) -> Any:
         ValueError: for a damaged file; for names, shapes or dtypes that are not those of `like`;
             with `like`, for numbers that are not finite, for negative variances of a BatchNorm, and
             for values of a binary parameter that are not ±α.
+        TypeError: for a tree of other things than arrays and shapes.
         OSError: for a file that cannot be read.
 
     Example:
@@ -146,7 +151,8 @@ def load(path: Path | str, like: Any = None) -> Any:
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if expected != found:
         names = dict.fromkeys(name for name, _ in sorted(expected.items() ^ found.items(), key=str))
-        raise ValueError(f"{path} does not fit: {', '.join(names)}")
+        shown = (f"{n} is {_shown(found.get(n))}, not {_shown(expected.get(n))}" for n in names)
+        raise ValueError(f"{path} does not fit: {', '.join(shown)}; load it into what was saved")
     for name, leaf in leaves:
         if fault := _fault(name, leaf, arrays[name]):
             raise ValueError(f"{path}: {name} {fault}")
@@ -175,36 +181,29 @@ def _check_file(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
-def _is_signed(dtype: np.dtype) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.signedinteger)
+def _binary_fault(array: np.ndarray) -> str | None:
+    """What makes an array other than −α or +α; None if nothing does."""
+    if not is_signed(array.dtype):
+        return f"is {array.dtype}, which holds no −α and +α"
+    if are_binary(array).all():
+        return None
+    found = f"its magnitudes are {magnitudes(array)}"
+    return f"is not −α or +α, with one α for each output, its last axis: {found}"
 
 
-def _is_binary(array: np.ndarray) -> bool:
-    """True for −α and +α, with one finite α > 0 for each output."""
-    scale = _scale(array)
-    return _is_signed(array.dtype) and _are_scales(scale) and bool((np.abs(array) == scale).all())
-
-
-def _are_scales(scale: np.ndarray) -> bool:
-    return bool(((scale > 0) & (scale < np.inf)).all())
+def _shown(array: tuple[Any, Any] | None) -> str:
+    """A shape and a dtype, for messages."""
+    return f"{array[1]} {array[0]}" if array else "missing"
 
 
 def _fault(name: str, leaf: Any, array: np.ndarray) -> str | None:
     """What makes an array none that a trained network has; None if nothing does."""
     if has_binary_type(name, leaf):
-        return None if _is_binary(array) else "is not −α or +α, with one α for each output"
+        return _binary_fault(array)
     if jnp.issubdtype(array.dtype, jnp.inexact) and not jnp.isfinite(array).all():
         return "has numbers that are not finite"
     is_variance = isinstance(leaf, nnx.BatchStat) and name.rpartition("/")[2] == "var"
     return "has negative variances" if is_variance and (array < 0).any() else None
-
-
-def _scale(array: np.ndarray) -> np.ndarray:
-    """α of each output: the magnitudes of the first row; 1 for an array without rows."""
-    outputs = array.shape[-1:]
-    if not array.size:
-        return np.ones(outputs, array.dtype)
-    return np.abs(array.reshape(-1, *outputs)[0])
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -232,13 +231,13 @@ def _unpack(
     bits: np.ndarray, shape: tuple[int, ...], dtype: np.dtype, scale: np.ndarray | None
 ) -> np.ndarray:
     size = math.prod(shape)
-    if not _is_signed(dtype):
+    if not is_signed(dtype):
         raise ValueError(f"{dtype} has no sign")
     if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
         raise ValueError(f"{bits.dtype} of shape {bits.shape} cannot hold {size} bits")
     if scale is None:
         scale = np.ones([], dtype)
-    elif (scale.shape, scale.dtype) != (shape[-1:], dtype) or not _are_scales(scale):
+    elif (scale.shape, scale.dtype) != (shape[-1:], dtype) or not is_scale(scale).all():
         raise ValueError(f"α is {scale.dtype} of shape {scale.shape}, or not above 0 and finite")
     negative = np.unpackbits(bits, count=size, bitorder="little").reshape(shape)
     return np.where(negative, -scale, scale)

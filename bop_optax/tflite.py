@@ -24,6 +24,7 @@ from jax import lax
 
 from bop_optax._convolution import Geometry, explicit_pads, output_sizes
 from bop_optax._forward import bind, evaluate, forward_jaxpr
+from bop_optax._scale import are_binary
 
 Value = Any  # an array of weights, or a TensorFlow tensor, which depends on the image
 
@@ -202,7 +203,8 @@ def _convolve(
         (low, max(0, end - size - low))
         for end, size, (low, _) in zip(reach, sizes, padding, strict=True)
     )
-    if feature_group_count > 1 and _is_binary(kernel):
+    is_binary = are_binary(kernel).all()
+    if feature_group_count > 1 and is_binary:
         raise NotImplementedError("Larq Compute Engine has no binary products of groups")
     conv = partial(tf.nn.conv2d, filters=kernel, strides=window_strides, dilations=rhs_dilation)
     if not any(map(any, edges)):
@@ -211,7 +213,7 @@ def _convolve(
         return conv(x, padding="VALID")
     if edges != explicit_pads("SAME", sizes, window, window_strides, rhs_dilation):
         return conv(tf.pad(x, [(0, 0), *edges, (0, 0)]), padding="VALID")
-    if not _is_binary(kernel) or all(size >= span for size, span in zip(sizes, spans, strict=True)):
+    if not is_binary or all(size >= span for size, span in zip(sizes, spans, strict=True)):
         return conv(x, padding="SAME")
     # Larq Compute Engine's zeros around an image smaller than the window are wrong (0.16): take
     # ones, and subtract what they add.
@@ -222,10 +224,6 @@ def _convolve(
     y = conv(tf.pad(x, [(0, 0), *edges, (0, 0)], constant_values=1.0), padding="VALID")
     # The converter would take y - added for a product with a bias.
     return tf.negative(tf.subtract(added, y))
-
-
-def _is_binary(kernel: np.ndarray) -> bool:
-    return bool((np.abs(kernel) == np.abs(kernel[0, 0, 0])).all())
 
 
 def _pad(x: tf.Tensor, value: np.ndarray, *, padding_config: Sequence[Any]) -> tf.Tensor:

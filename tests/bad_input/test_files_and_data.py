@@ -298,17 +298,26 @@ TABLE = [
     (
         "weights of another network",
         lambda: load(weights(), {"kernel": jnp.ones((3, 2))}),
-        "ValueError: weights.safetensors does not fit: bias",
+        (
+            "ValueError: weights.safetensors does not fit: bias is float32 (2,), not missing; "
+            "load it into what was saved"
+        ),
     ),
     (
         "weights of another shape",
         lambda: load(weights(), PARAMS | {"bias": jnp.zeros(3)}),
-        "ValueError: weights.safetensors does not fit: bias",
+        (
+            "ValueError: weights.safetensors does not fit: bias is float32 (2,), not float32 (3,); "
+            "load it into what was saved"
+        ),
     ),
     (
         "weights of another dtype",
         lambda: load(weights(), PARAMS | {"bias": jnp.zeros(2, jnp.bfloat16)}),
-        "ValueError: weights.safetensors does not fit: bias",
+        (
+            "ValueError: weights.safetensors does not fit: bias is float32 (2,), not bfloat16 "
+            "(2,); load it into what was saved"
+        ),
     ),
     (
         "a bias of NaN",
@@ -333,22 +342,37 @@ TABLE = [
     (
         "binary weights of two magnitudes",
         lambda: save({"kernel": np.array([[1.0], [2.0]])}, "w", is_kernel),
-        "ValueError: kernel is not −α or +α, with one α for each output",
+        (
+            "ValueError: kernel is not −α or +α, with one α for each output, its last axis: its "
+            "magnitudes are 1 to 2; let is_binary leave this array out, or move the "
+            "axis of its outputs to the end"
+        ),
     ),
     (
         "binary weights of 0 to save",
         lambda: save({"kernel": np.zeros((2, 2))}, "w", is_kernel),
-        "ValueError: kernel is not −α or +α, with one α for each output",
+        (
+            "ValueError: kernel is not −α or +α, with one α for each output, its last axis: its "
+            "magnitudes are 0 to 0; let is_binary leave this array out, or move the "
+            "axis of its outputs to the end"
+        ),
     ),
     (
         "binary weights of NaN to save",
         lambda: save({"kernel": np.full((2, 2), np.nan)}, "w", is_kernel),
-        "ValueError: kernel is not −α or +α, with one α for each output",
+        (
+            "ValueError: kernel is not −α or +α, with one α for each output, its last axis: its "
+            "magnitudes are nan to nan; let is_binary leave this array out, or move the "
+            "axis of its outputs to the end"
+        ),
     ),
     (
         "binary integers without a sign to save",
         lambda: save({"kernel": np.ones((2, 2), np.uint8)}, "w", is_kernel),
-        "ValueError: kernel is not −α or +α, with one α for each output",
+        (
+            "ValueError: kernel is uint8, which holds no −α and +α; let is_binary leave this array "
+            "out, or move the axis of its outputs to the end"
+        ),
     ),
     (
         "strings to save",
@@ -416,7 +440,7 @@ TABLE = [
     (
         "a network that is not of the Zoo",
         lambda: from_larq(BinaryNet(4, 8, rngs=nnx.Rngs(0)), "weights.h5"),
-        "TypeError: Larq Zoo has no BinaryNet",
+        "TypeError: Larq Zoo has no BinaryNet: read weights of ours by bop_optax.saving.load",
     ),
     # What is made of a network
     (
@@ -794,9 +818,9 @@ TABLE = [
         "a run of another width",
         lambda: load_run(run(model={"width": 8})),
         (
-            "ValueError: run/weights.safetensors does not fit: convs/0/kernel, convs/1/kernel, "
-            "denses/0/kernel, norms/0/bias, norms/0/mean, norms/0/var, norms/1/bias, "
-            "norms/1/mean, norms/1/var"
+            "ValueError: run/weights.safetensors does not fit: convs/0/kernel is float32 "
+            "(3, 3, 1, 4), not float32 (3, 3, 1, 8), convs/1/kernel is ...; load it into what was "
+            "saved"
         ),
     ),
     (

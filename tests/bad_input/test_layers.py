@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bop_optax import approx_sign, models, ste_sign
+from bop_optax import approx_sign, magnitude_aware_sign, models, ste_sign
 from bop_optax.layers import (
     BinaryConv,
     BinaryConvTranspose,
@@ -15,6 +15,7 @@ from bop_optax.layers import (
     convolution,
     glorot_uniform,
     rademacher,
+    with_binary_kernels,
 )
 from bop_optax.linen import with_binary
 from bop_optax.models.pooling import max_pool
@@ -408,7 +409,8 @@ TABLE = [
         lambda: linear(4, 2, kernel_init=constant(0)),
         (
             "ValueError: kernel_init must return −α or +α, with one α for each output: a binary "
-            "layer has no latent weights; real weights need a kernel_quantizer"
+            "layer has no latent weights; real weights need a kernel_quantizer; "
+            "got magnitudes of 0 to 0"
         ),
     ),
     (
@@ -416,7 +418,8 @@ TABLE = [
         lambda: linear(4, 2, kernel_init=constant(jnp.nan)),
         (
             "ValueError: kernel_init must return −α or +α, with one α for each output: a binary "
-            "layer has no latent weights; real weights need a kernel_quantizer"
+            "layer has no latent weights; real weights need a kernel_quantizer; "
+            "got magnitudes of nan to nan"
         ),
     ),
     (
@@ -424,7 +427,8 @@ TABLE = [
         lambda: conv(4, 2, (3, 3), kernel_init=constant(jnp.inf)),
         (
             "ValueError: kernel_init must return −α or +α, with one α for each output: a binary "
-            "layer has no latent weights; real weights need a kernel_quantizer"
+            "layer has no latent weights; real weights need a kernel_quantizer; "
+            "got magnitudes of inf to inf"
         ),
     ),
     (
@@ -432,7 +436,8 @@ TABLE = [
         lambda: conv(4, 2, (3, 3), kernel_init=nnx.initializers.normal()),
         (
             "ValueError: kernel_init must return −α or +α, with one α for each output: a binary "
-            "layer has no latent weights; real weights need a kernel_quantizer"
+            "layer has no latent weights; real weights need a kernel_quantizer; "
+            "got magnitudes of ..."
         ),
     ),
     (
@@ -440,18 +445,25 @@ TABLE = [
         lambda: transposed(4, 2, (3, 3), kernel_init=glorot_uniform),
         (
             "ValueError: kernel_init must return −α or +α, with one α for each output: a binary "
-            "layer has no latent weights; real weights need a kernel_quantizer"
+            "layer has no latent weights; real weights need a kernel_quantizer; "
+            "got magnitudes of ..."
         ),
     ),
     (
         "latent weights of NaN",
         lambda: linear(4, 2, kernel_init=constant(jnp.nan), kernel_quantizer=ste_sign),
-        "ValueError: kernel_init must return finite numbers, got others",
+        (
+            "ValueError: kernel_init must return finite numbers, got magnitudes of nan to nan: "
+            "draw smaller ones"
+        ),
     ),
     (
         "infinite latent weights",
         lambda: conv(4, 2, (3, 3), kernel_init=constant(-jnp.inf), kernel_quantizer=ste_sign),
-        "ValueError: kernel_init must return finite numbers, got others",
+        (
+            "ValueError: kernel_init must return finite numbers, got magnitudes of inf to inf: "
+            "draw smaller ones"
+        ),
     ),
     (
         "a transposed kernel",
@@ -513,9 +525,19 @@ TABLE = [
         "TypeError: dtype must be a floating dtype, got 'uint8'; use jnp.float32",
     ),
     (
+        "scaled signs of latent weights of 0",
+        lambda: with_binary_kernels(
+            linear(4, 2, kernel_init=constant(0), kernel_quantizer=magnitude_aware_sign)
+        ),
+        (
+            "ValueError: a kernel of shape (4, 2) is not −α or +α, with one α > 0 for each output: "
+            "its magnitudes are 0 to 0"
+        ),
+    ),
+    (
         "draws of a negative size",
         lambda: rademacher(KEY, (-1, 2)),
-        "ValueError: shape must be (*window, in, out), of sizes ≥ 1, got (-1, 2)",
+        "ValueError: shape must be of sizes ≥ 0, got (-1, 2)",
     ),
     (
         "draws of a number of weights",

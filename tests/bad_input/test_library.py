@@ -28,6 +28,7 @@ from bop_optax import (
     swish_sign,
 )
 from bop_optax.latent import clip_latent
+from bop_optax.processor import traced_for
 from tests.bad_input.table import refuse, rows
 
 WEIGHTS = jnp.ones(3)
@@ -697,7 +698,7 @@ TABLE = [
     (
         "flips of weights of two shapes",
         lambda: flips(jnp.ones(3), jnp.ones((2, 3))),
-        "ValueError: weights before and after must have one shape, got (3,) and (2, 3)",
+        "ValueError: the parameter has the shape (3,) before and (2, 3) after",
     ),
     (
         "flips of two trees",
@@ -718,7 +719,7 @@ TABLE = [
     (
         "π of weights of two shapes",
         lambda: log_flip_ratio({"a": WEIGHTS}, {"a": jnp.ones(4)}),
-        "ValueError: weights before and after must have one shape, got (3,) and (4,)",
+        "ValueError: a has the shape (3,) before and (4,) after",
     ),
     (
         "flips of unsigned integers",
@@ -888,6 +889,11 @@ TABLE = [
         "no mode of DoReFa",
         lambda: dorefa(WEIGHTS, 2, None),
         'ValueError: mode must be "activations" or "weights", got mode=None',
+    ),
+    (
+        "no platform",
+        lambda: traced_for("CPU").__enter__(),
+        "ValueError: platform must be one of cpu, cuda, gpu, rocm, tpu, file, got 'CPU'",
     ),
 ]
 

@@ -275,7 +275,8 @@ def test_rates_out_of_range(name, key, value):
 @pytest.mark.parametrize("value", [-1e-8, -inf, nan, np.float32(-1)])
 @pytest.mark.parametrize("name", [n for n in FLIPPING if "threshold" in HYPERPARAMETERS[n]])
 def test_threshold_out_of_range(name, value):
-    with pytest.raises(ValueError, match=r"threshold must be ≥ 0, got threshold=.*1e-8") as error:
+    message = r"threshold must be ≥ 0, got threshold=.*; 0 flips at every sign that agrees"
+    with pytest.raises(ValueError, match=message) as error:
         new(name, threshold=value)
     assert repr(value) in str(error.value)
 
