@@ -11,7 +11,7 @@ an epoch), TensorBoard events, checkpoints, curves.png, weights.safetensors and 
 last line on standard output is a JSON object with the result.
 """
 
-from training.interrupt import Interrupt, Stopped, again_from_checkpoint, before_each
+from training.interrupt import Interrupt, Stopped, before_each
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -39,29 +39,37 @@ from training.config import Experiment, RunConfig
 from training.data import Batch
 from training.data.augment import augment
 from training.devices import device_mesh, replicated
+from training.folder import check_hosts
 from training.hosts import HostConfig
 from training.loss import make_losses
+from training.messages import say
 from training.network import (
-    Extremes,
     Network,
     TrainState,
-    check_finite,
-    check_skipped,
     compile_steps,
     compiled,
     count_parameters,
     epoch_means,
     first_state,
-    joined,
-    largest,
     make_network,
     only_after_update,
-    skip_unless,
     state_shardings,
     step_metrics,
 )
-from training.progress import EpochBar, FirstCall, header, say
+from training.nonfinite import (
+    Extremes,
+    NotFinite,
+    again_from_checkpoint,
+    check_skipped,
+    find_fault,
+    joined,
+    largest,
+    skip_unless,
+)
+from training.progress import EpochBar, FirstCall, header
 from training.run import Run
+
+FAULT = 2**8  # what a process says in place of a signal if its numbers are not finite
 
 
 def run(
@@ -86,6 +94,7 @@ def run(
             numbers that are not finite, as `experiment.nonfinite` says.
     """
     start = time.perf_counter()
+    check_hosts(experiment, config, preset)
     data = experiment.data.load()
     mesh = device_mesh()
     source = data.batches(experiment.step_images, mesh, experiment.accumulate)
@@ -172,7 +181,8 @@ def make_train_step(
             metrics = only_after_update(metrics, opt_state, experiment.accumulate)
         sums = jax.tree.map(jnp.add, sums, metrics)
         after = TrainState(state.step + 1, params, batch_stats, opt_state, sums)
-        extremes = Extremes(loss, largest(grads), largest(batch_stats), largest(params))
+        numbers = (grads, batch_stats, params, opt_state)
+        extremes = Extremes(loss, *map(largest, numbers))
         if experiment.nonfinite == "skip":
             after = skip_unless(extremes.are_finite(), state, after)
         return after, extremes
@@ -235,15 +245,19 @@ def train(
     state, step = folder.restore(state, steps)
     done = step - len(folder.metrics) * steps  # steps of the epoch that is not in the metrics yet
 
-    def stop_if_signalled() -> None:
-        if number := hosts.agreed(interrupt.number):
+    def stop_if_asked(fault: str | None = None) -> None:
+        """Ends the run after a fault, or a signal, at any process."""
+        asked = hosts.agreed(FAULT if fault else interrupt.number)
+        if asked == FAULT:
+            raise NotFinite(next(filter(None, hosts.gather(fault))))
+        if asked:
             folder.save(state, step)
             message = f"Stopped at step {step} (epoch {epoch})."
-            raise Stopped(message, 128 + number, folder.folder)
+            raise Stopped(message, 128 + asked, folder.folder)
 
     with closing((batches or partial(source.training, experiment.seed))(step)) as stream:
         for epoch in range(len(folder.metrics) + 1, experiment.epochs + 1):
-            start, resumed_at, compiled = time.perf_counter(), done, train_steps.seconds
+            start, resumed_at, compiling = time.perf_counter(), done, train_steps.seconds
             with EpochBar(epoch, experiment.epochs, steps, experiment.step_images, done) as bar:
                 while done < steps:
                     seen = []
@@ -252,27 +266,27 @@ def train(
                         seen.append(extremes)
                     extremes = joined(seen, source.stacked)
                     number = len(extremes.loss)
-                    if experiment.nonfinite != "skip":
-                        check_finite(extremes, step, epoch)
+                    skips = experiment.nonfinite == "skip"
+                    fault = None if skips else find_fault(extremes, step, epoch)
                     step, done = step + number, done + number
                     bar.update(number)
                     interrupt.can_save = True  # the step is compiled, and there is a state
                     folder.compare(state, step, number)
-                    stop_if_signalled()
-                compiled = train_steps.seconds - compiled  # 0 after the first epoch
-                start += compiled
+                    stop_if_asked(fault)
+                compiling = train_steps.seconds - compiling  # 0 after the first epoch
+                start += compiling
                 rate = (done - resumed_at) * experiment.step_images / (time.perf_counter() - start)
                 if folder.saves_after(epoch):
                     folder.save(state, step)  # before the evaluation, which may be long
                 metrics: dict[str, Any] = {"epoch": epoch, "step": step}
                 metrics |= epoch_means(state.sums, steps, experiment.step_images)
                 check_skipped(metrics["skipped"], steps, epoch)
-                top1, top5 = np.moveaxis(evaluate(state, stop_if_signalled), -1, 0)
+                top1, top5 = np.moveaxis(evaluate(state, stop_if_asked), -1, 0)
                 metrics[f"{source.evaluated_on}_accuracy"] = top1.tolist()
                 metrics[f"{source.evaluated_on}_top5"] = top5.tolist()
                 metrics["hyperparameters"] = experiment.hyperparameters(step - 1, steps)
                 metrics |= source.measurements()
-                metrics |= {"images_per_second": rate, "compile_seconds": compiled}
+                metrics |= {"images_per_second": rate, "compile_seconds": compiling}
                 metrics["seconds"] = time.perf_counter() - start
                 folder.log(metrics)
                 bar.finish(metrics)

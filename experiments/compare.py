@@ -11,7 +11,9 @@ Any number of processes, on any number of machines, may run the same command: th
 and the database, and each takes the next run (docs/many_devices.md).
 """
 
+from experiments.methods import point_of
 from training.interrupt import Interrupt
+from training.messages import say
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -322,9 +324,7 @@ def best_points(comparison: Comparison) -> dict[str, Point]:
         for method in comparison.methods:
             own = [record for record in records if record["method"] == method]
             record = max(own, key=lambda record: record["result"]["validation_accuracy"])
-            optimizer = check_record(record).optimizer
-            values = {name: getattr(optimizer, name) for name in METHODS[method][1]}
-            best[method] = {name: getattr(v, "initial", v) for name, v in values.items()}
+            best[method] = point_of(check_record(record), METHODS[method][1])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no records of this search ({error!r})") from error
     return best
@@ -334,7 +334,7 @@ def warn_of_edges(best: dict[str, Point]) -> None:
     """Prints a line for each method whose grid should be wider."""
     for method, point in best.items():
         if edges := on_edge(METHODS[method][1], point):
-            print(f"{method}: best at the edge of its grid in {', '.join(edges)}", flush=True)
+            say(f"{method}: best at the edge of its grid in {', '.join(edges)}")
 
 
 # ---- Command line --------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ def main() -> None:
         check_data(comparison)
         name = register(comparison)
         if not comparison.quiet:
-            print(comparison.size, flush=True)
+            say(comparison.size)
         if comparison.workers == 1:
             compare(comparison, name, INTERRUPT)
         else:
@@ -370,7 +370,7 @@ def main() -> None:
         }
         best = best_points(comparison)
     if not comparison.quiet:
-        print(json.dumps({"best": best, "mean_test_accuracy": means}))
+        say(json.dumps({"best": best, "mean_test_accuracy": means}))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,17 @@ The devices are simulated on a CPU. Each run is one of train.py. The weights of 
 compared with those of the first number of devices, after each run's last epoch.
 """
 
+from training.interrupt import Interrupt
+
+INTERRUPT = Interrupt()
+if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
+    INTERRUPT.watch()
+
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +26,13 @@ import tyro
 
 from bop_optax.saving import load
 from experiments.presets import PRESETS
+from experiments.workers import start_workers
 from training.command import ending
+from training.config import Experiment, ImageNet
 from training.config.ranges import require, require_different
-from training.records import describe_origin, read_metrics, write_json
-from training.run import WEIGHTS
+from training.folder import finished_result
+from training.messages import say
+from training.records import WEIGHTS, describe_origin, read_metrics, write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +67,14 @@ class Options:
             fits = number >= 1 and self.batch_size % number == 0
             require(fits, "devices", f"divisors of the batch size {self.batch_size}", number)
         require_different("seeds", self.seeds)
+        experiments = [self.experiment(seed) for seed in self.seeds]  # which checks the ranges
+        fits = not isinstance(experiments[0].data, ImageNet)
+        require(fits, "preset", "of images that fit into memory", self.preset)
+
+    def experiment(self, seed: int) -> Experiment:
+        """What a run of a seed trains."""
+        options = {"epochs": self.epochs, "batch_size": self.batch_size, "seed": seed}
+        return replace(PRESETS[self.preset][1], **options)
 
     @property
     def command(self) -> str:
@@ -68,11 +85,12 @@ class Options:
         return f"python -m experiments.devices --preset {self.preset} {' '.join(options)}"
 
 
-def train(options: Options, devices: int, seed: int) -> Path:
+def train(options: Options, devices: int, seed: int, interrupt: Interrupt) -> Path:
     """Trains one network on so many devices, unless that is done; returns its folder.
 
     Raises:
-        OSError: if the run fails, with its standard error.
+        Stopped: after a signal; and if the run fails, with its standard error.
+        ValueError: if the folder has a finished run of another experiment.
     """
     kind = f"{options.preset}-epochs{options.epochs}-batch{options.batch_size}"
     folder = (options.folder / kind / f"{devices}-devices" / f"seed{seed}").absolute()
@@ -81,16 +99,16 @@ def train(options: Options, devices: int, seed: int) -> Path:
         arguments = [f"--{name}={number}" for name, number in numbers.items()]
         arguments += ["--resume"] if folder.exists() else []
         folder.mkdir(parents=True, exist_ok=True)
-        process = subprocess.run(
+        start_workers(
             [sys.executable, "train.py", options.preset, *arguments, f"--run-dir={folder}"],
+            1,
+            interrupt,
+            pinned=False,
             cwd=ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
-            stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            text=True,
         )
-        if process.returncode:
-            raise OSError(f"the run on {devices} devices failed: {process.stderr}")
+    finished_result(folder, options.experiment(seed))
     return folder
 
 
@@ -102,7 +120,7 @@ def differing(one: Path, other: Path) -> float:
     return differ / sum(ones[name].size for name in binary)
 
 
-def compare(options: Options) -> list[dict[str, Any]]:
+def compare(options: Options, interrupt: Interrupt) -> list[dict[str, Any]]:
     """A row for each number of devices and each seed.
 
     Returns:
@@ -111,18 +129,17 @@ def compare(options: Options) -> list[dict[str, Any]]:
     """
     rows = []
     for seed in options.seeds:
-        first = train(options, options.devices[0], seed)
+        first = train(options, options.devices[0], seed, interrupt)
         for devices in options.devices:
-            folder = train(options, devices, seed)
+            folder = train(options, devices, seed, interrupt)
             records = read_metrics(folder / "metrics.jsonl")
             row = {"devices": devices, "seed": seed, "differing": differing(first, folder)}
             row |= {name: [r[name] for r in records] for name in ("loss", "test_accuracy")}
             rows.append(row)
-            print(
+            say(
                 f"{devices} devices, seed {seed}: {row['differing']:.1%} of the weights differ, "
                 f"loss {row['loss'][0]:.6f} to {row['loss'][-1]:.6f}, "
-                f"test {row['test_accuracy'][-1]:.2%}",
-                flush=True,
+                f"test {row['test_accuracy'][-1]:.2%}"
             )
     return rows
 
@@ -131,7 +148,7 @@ def main() -> None:
     """Trains the runs that the command line describes, and compares them."""
     with ending("-m experiments.devices", "--debug" in sys.argv, lambda run: None):
         options = tyro.cli(Options, prog="python -m experiments.devices", description=__doc__)
-        rows = compare(options)
+        rows = compare(options, INTERRUPT)
         if options.out:
             write_json(options.out, describe_origin() | {"command": options.command, "runs": rows})
     of_all = {
@@ -141,7 +158,7 @@ def main() -> None:
         devices: float(np.mean([row["test_accuracy"][-1] for row in runs]))
         for devices, runs in of_all.items()
     }
-    print(json.dumps({"mean_test_accuracy": accuracies}))
+    say(json.dumps({"mean_test_accuracy": accuracies}))
 
 
 if __name__ == "__main__":

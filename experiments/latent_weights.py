@@ -28,6 +28,7 @@ from training.config import ImageNet, LatentAdam, LatentSGD
 from training.data.augment import scale
 from training.data.memory import Dataset
 from training.machine import expanded
+from training.messages import say
 from training.records import read_record, write_json
 from training.trained import load_latent_run
 
@@ -123,12 +124,12 @@ def main(run: Annotated[Path, tyro.conf.Positional], /, data_dir: Path | None = 
         has_files = hasattr(experiment.data, "data_dir")
         config = replace(experiment.data, data_dir=data_dir) if has_files else experiment.data
         data, model = config.load(), load_latent_run(run)
+        accuracies = evaluate(model, data, experiment.batch_size)
+        del record["metrics"]
+        write_json(run / "latent_weights.json", record | {"latent_weights": accuracies})
     except (ValueError, OSError) as error:
         sys.exit(f"experiments.latent_weights: {error}")
-    accuracies = evaluate(model, data, experiment.batch_size)
-    del record["metrics"]
-    write_json(run / "latent_weights.json", record | {"latent_weights": accuracies})
-    print(json.dumps(accuracies, indent=1))
+    say(json.dumps(accuracies, indent=1))
 
 
 def cli() -> None:

@@ -1,6 +1,7 @@
 """The methods that experiments.compare compares: for each, an experiment and a grid."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -67,6 +68,12 @@ def at_point(experiment: Experiment, point: Point) -> Experiment:
         for name, value in point.items()
     }
     return replace(experiment, optimizer=replace(experiment.optimizer, **values))
+
+
+def point_of(experiment: Experiment, names: Iterable[str]) -> Point:
+    """The named hyperparameters of the optimizer: a number, or the first value of a schedule."""
+    own = {name: getattr(experiment.optimizer, name) for name in names}
+    return {name: getattr(value, "initial", value) for name, value in own.items()}
 
 
 def grid_size(grid: Grid) -> int:

@@ -8,6 +8,7 @@ standard output is a JSON object with the mean test accuracies.
 """
 
 from training.interrupt import Interrupt
+from training.messages import say
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -112,7 +113,7 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m experiments.precision", description=__doc__)
     with ending("-m experiments.precision", options.debug, lambda run: None):
         reached = accuracies(options, INTERRUPT)
-    print(json.dumps({name: statistics.fmean(values) for name, values in reached.items()}))
+    say(json.dumps({name: statistics.fmean(values) for name, values in reached.items()}))
 
 
 if __name__ == "__main__":

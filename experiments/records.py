@@ -11,7 +11,7 @@ from experiments.methods import METHODS
 from experiments.presets import PRESETS
 from training.config import Arrays, Cifar10, Digits, Experiment, ImageNet, Schedule
 from training.config.data import NAMED, data_from_name
-from training.records import MACHINE, check_record
+from training.records import MACHINE, accuracy_name, check_record
 
 DATA = {member: name for name, member in NAMED.items()}
 TITLES = {Digits: "digits 8×8", Cifar10: "CIFAR-10", ImageNet: "ImageNet", Arrays: "own images"}
@@ -28,7 +28,7 @@ class Result(NamedTuple):
     def accuracy(self) -> float:
         """The last accuracy, in percent."""
         result = self.record["result"]
-        return 100 * next(result[key] for key in result if key.endswith("_accuracy"))
+        return 100 * result[accuracy_name(result)]
 
     @property
     def flags(self) -> list[str]:

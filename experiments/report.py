@@ -26,7 +26,7 @@ import tyro
 from experiments import benchmark_tables
 from experiments.benchmark_tables import markdown
 from experiments.figures import plot_comparison, plot_flips, plot_race, plot_sweep
-from experiments.methods import METHODS, Grid, at_point, grid_size
+from experiments.methods import METHODS, at_point, grid_size, point_of
 from experiments.precision import SETTINGS
 from experiments.presets import PRESETS
 from experiments.records import Result, check_alike, describe, device, load, read, task
@@ -113,25 +113,19 @@ def search_table(points: Sequence[Result]) -> str:
     rows = []
     for method, own in by_method.items():
         grid = METHODS[method][1]
-        first = values(own[0], grid)
+        first = point_of(own[0].experiment, grid)
         for point in own:
-            if any(value not in grid[name] for name, value in values(point, grid).items()):
+            if any(v not in grid[k] for k, v in point_of(point.experiment, grid).items()):
                 raise ValueError(f"{point.place} is no point of the grid of {method}")
         check_alike(own, lambda e, first=first: replace(at_point(e, first), seed=0))
         best, *others = sorted(own, key=lambda point: -point.accuracy)
-        texts = [", ".join(f"{v:g}" for v in values(p, grid).values()) for p in (best, *others)]
+        tried = [point_of(p.experiment, grid) for p in (best, *others)]
+        texts = [", ".join(f"{v:g}" for v in values.values()) for values in tried]
         rest = [f"{p.accuracy:.1f} ({t})" for p, t in zip(others, texts[1:], strict=True)]
-        tried = f"{len(own)} of {grid_size(grid)}"
-        cells = (f"`{method}`", ", ".join(grid), texts[0], f"{best.accuracy:.2f} %", tried)
+        number = f"{len(own)} of {grid_size(grid)}"
+        cells = (f"`{method}`", ", ".join(grid), texts[0], f"{best.accuracy:.2f} %", number)
         rows.append((*cells, ", ".join(rest)))
     return markdown((*SEARCH, "other points"), rows)
-
-
-def values(point: Result, grid: Grid) -> dict[str, float]:
-    """The searched hyperparameters of a run: a number, or the first value of a schedule."""
-    optimizer = point.experiment.optimizer
-    own = {name: getattr(optimizer, name) for name in grid}
-    return {name: getattr(value, "initial", value) for name, value in own.items()}
 
 
 def comparison_table(methods: Mapping[str, Sequence[Result]]) -> str:

@@ -10,6 +10,7 @@ and figure1.png; if seeds alone vary, figure2.png. --run-dir and --resume resume
 """
 
 from training.interrupt import Interrupt, before_each
+from training.records import result_of
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -18,7 +19,6 @@ if __name__ == "__main__":  # before JAX starts its threads, which inherit the m
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
@@ -39,6 +39,7 @@ from training.config import Experiment, ImageNet, RunConfig, to_json
 from training.data import Batch
 from training.devices import device_mesh, replicated
 from training.folder import holds_something, new_folder
+from training.messages import say, warn
 from training.network import (
     TrainState,
     compile_steps,
@@ -46,7 +47,6 @@ from training.network import (
     first_state,
     make_network,
 )
-from training.progress import say
 from training.records import result_record, write_json
 from training.run import Run
 
@@ -103,6 +103,8 @@ class Sweep:
                 f"{type(self.experiment.optimizer).__name__} lacks γ or τ: give --gammas and "
                 "--thresholds without values, to train several seeds"
             )
+        if self.run.shard_averages:
+            raise ValueError("--shard-averages is of train.py alone: leave it out of a sweep")
         if isinstance(self.experiment.data, ImageNet):
             raise ValueError("imagenet2012 does not fit into memory: a sweep needs other data")
         for name in ("gammas", "thresholds", "seeds"):
@@ -220,13 +222,7 @@ def train_networks(
         metrics = [_of_network(m, i) for m in folder.metrics]
         for m in metrics:
             m["hyperparameters"] = experiment.hyperparameters(m["step"] - 1, source.steps_per_epoch)
-        result = {
-            "preset": folder.description["preset"],
-            f"{source.evaluated_on}_accuracy": metrics[-1][f"{source.evaluated_on}_accuracy"],
-            "epochs": experiment.epochs,
-            "seconds": round(sum(m["seconds"] for m in metrics), 2),
-            "compile_seconds": round(sum(m.get("compile_seconds", 0) for m in metrics), 2),
-        }
+        result = result_of(folder.description["preset"], metrics)
         description = folder.description | {"config": to_json(experiment)}
         records.append(result_record(description, result, metrics))
     return records
@@ -251,7 +247,7 @@ def check_memory(needed: int, free: int, networks: int) -> None:
             f"{networks} networks are too many ({fit}): use fewer --seeds, a smaller "
             "--batch-size or --width, or --no-vmap"
         )
-    print(fit, file=sys.stderr)
+    warn(fit)
 
 
 def step_memory(sweep: Sweep, program: Program, lanes: Sequence[Lane]) -> int:

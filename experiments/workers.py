@@ -26,14 +26,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 import train
 from training.config import Experiment, RunConfig
+from training.folder import finished_result
 from training.interrupt import Interrupt, Stopped
-from training.records import read_record
+from training.messages import say
+from training.records import accuracy_name
 
 Grid = Mapping[str, Sequence[Any]]
 
-PINNED = hasattr(
-    os, "sched_setaffinity"
-)  # one process per core is faster than two processes that share two cores
+# One process per core is faster than two processes that share two cores.
+PINNED = hasattr(os, "sched_setaffinity")
 
 
 @contextmanager
@@ -188,6 +189,9 @@ def run_network(folder: Path, method: str, experiment: Experiment, interrupt: In
     """Trains a network, from its checkpoint if there is one; returns its accuracy.
 
     A finished run is not repeated. If another worker trains this network, its result is awaited.
+
+    Raises:
+        ValueError: for the finished run of another experiment.
     """
     with locked(folder.with_name(f"{folder.name}.lock")):
         finished = (folder / "result.json").exists()
@@ -198,34 +202,48 @@ def run_network(folder: Path, method: str, experiment: Experiment, interrupt: In
                     train.run(experiment, config, method, interrupt)
             finally:
                 interrupt.can_save = False
-        result = read_record(folder / "result.json")[1]["result"]
-    key = next(key for key in result if key.endswith("accuracy"))
+        result = finished_result(folder, experiment)
+    name = accuracy_name(result)
     if not finished:
-        line = f"{key} {result[key]:.2%} in {result['seconds']:,.0f} s"
-        print(f"{method} {folder.name}: {line}", flush=True)
-    return result[key]
+        line = f"{name} {result[name]:.2%} in {result['seconds']:,.0f} s"
+        say(f"{method} {folder.name}: {line}")
+    return result[name]
 
 
-def start_workers(command: Sequence[str], number: int, interrupt: Interrupt) -> None:
-    """Runs a command in several processes, each pinned to a CPU core, until all have ended.
+def start_workers(
+    command: Sequence[str],
+    number: int,
+    interrupt: Interrupt,
+    pinned: bool = PINNED,
+    **options: Any,
+) -> None:
+    """Runs a command in several processes until all have ended.
 
     A signal is passed on to them. If one fails, the others are stopped too.
+
+    Args:
+        command: the command.
+        number: number of processes.
+        interrupt: the signals.
+        pinned: whether each is pinned to a CPU core.
+        **options: those of `subprocess.Popen`.
 
     Raises:
         Stopped: after a signal; and for a process that failed, with its standard error.
     """
     interrupt.can_save = True  # the processes do
-    cores = sorted(os.sched_getaffinity(0)) if PINNED else [0]
+    cores = sorted(os.sched_getaffinity(0)) if pinned else [0]
     processes: list[subprocess.Popen[bytes]] = []
     failed = None
     with ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(number)]
         try:
             for log, core in zip(logs, itertools.cycle(cores), strict=False):
-                if PINNED:
+                if pinned:
                     os.sched_setaffinity(0, {core})  # of this thread, and of what it starts
                 # In a group of its own: Ctrl-C reaches it once, from here.
-                processes.append(subprocess.Popen(command, stderr=log, process_group=0))
+                process: Any = subprocess.Popen(command, stderr=log, process_group=0, **options)
+                processes.append(process)
             while not interrupt.number and failed is None:
                 running = [process for process in processes if process.poll() is None]
                 failed = next((i for i, p in enumerate(processes) if p.returncode), None)
@@ -233,7 +251,7 @@ def start_workers(command: Sequence[str], number: int, interrupt: Interrupt) -> 
                     break
                 time.sleep(0.2)
         finally:
-            if PINNED:
+            if pinned:
                 os.sched_setaffinity(0, cores)
             for process in processes:
                 process.send_signal(interrupt.number or signal.SIGTERM)  # it saves a checkpoint

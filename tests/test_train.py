@@ -280,45 +280,6 @@ def test_gamma_decays_in_stairs(data):
         assert values == pytest.approx({"gamma": gamma, "threshold": 1e-7, "learning_rate": 0.01})
 
 
-def extremes(*, shape=(3,), **values):
-    ones = {name: np.ones(shape) for name in networks.Extremes._fields}
-    return networks.Extremes(**ones | {k: np.array(v) for k, v in values.items()})
-
-
-def test_a_loss_that_is_not_finite_names_its_step():
-    networks.check_finite(extremes(), 0, 1)
-    with pytest.raises(Stopped, match=r"The loss is nan at step 12 \(epoch 3\)"):
-        networks.check_finite(extremes(loss=[1.0, np.nan, np.inf]), 10, 3)
-    with pytest.raises(Stopped, match="The loss of network 2 is inf at step 1 "):
-        networks.check_finite(extremes(shape=(1, 2), loss=[[1.0, np.inf]]), 0, 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("gradients", "gradient"), ("statistics", "statistic"), ("weights", "weight")],
-)
-def test_other_numbers_that_are_not_finite_name_their_step(name, words):
-    later = extremes(loss=[1.0, 1.0, np.nan], **{name: [1.0, np.inf, 1.0]})
-    with pytest.raises(Stopped, match=rf"The largest {words} is inf at step 2 \(epoch 1\)"):
-        networks.check_finite(later, 0, 1)
-    one = extremes(shape=(1, 2), **{name: [[1.0, np.nan]]})
-    with pytest.raises(Stopped, match=rf"The largest {words} of network 2 is nan at step 6 "):
-        networks.check_finite(one, 5, 1)
-
-
-def test_the_largest_magnitude():
-    tree = {
-        "a": jnp.array([1.0, -3.0]),
-        "b": jnp.array([[2.0]]),
-        "n": jnp.array([9]),
-        "e": jnp.zeros(0),
-    }
-    assert networks.largest(tree) == 3
-    assert networks.largest({"n": jnp.array([9])}) == 0
-    assert networks.largest(tree | {"c": jnp.array([1, -np.inf], jnp.bfloat16)}) == np.inf
-    assert jnp.isnan(networks.largest(tree | {"c": jnp.array([np.nan, np.inf])}))
-
-
 def test_a_step_that_is_skipped_changes_nothing(data, one_epoch):
     """NaN parameters make gradients NaN; the sums of the epoch before are dropped all the same."""
     *_, after, _ = one_epoch

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -83,10 +84,13 @@ class Checkpoints:
         """
         arrays = self._arrays(step, template)
         expected, found = np.asarray(arrays.pop(CHECKSUMS)), np.asarray(checksums(arrays))
+        fault = None
         if len(found) != len(expected):
-            raise DamagedCheckpoint(f"it has {len(found)} arrays, not {len(expected)}")
-        if names := [n for n, a, b in zip(sorted(arrays), found, expected, strict=True) if a != b]:
-            raise DamagedCheckpoint(f"the checksum of {', '.join(names[:3])} is another")
+            fault = f"it has {len(found)} arrays, not {len(expected)}"
+        elif (found != expected).any():
+            names = np.array(sorted(arrays))[found != expected]
+            fault = f"the checksum of {', '.join(names[:3])} is another"
+        _raise_any(hosts.gather(fault))  # before anything that all processes compute together
         return arrays
 
     def _arrays(self, step: int, template: dict[str, Any] | None) -> dict[str, Any]:
@@ -112,8 +116,7 @@ class Checkpoints:
             faults = hosts.gather(fault, *([WAIT] if fault else []))
         except TimeoutError as error:
             raise OSError(f"{self._folder / str(step)} cannot be read here ({fault})") from error
-        if fault := next(filter(None, faults), None):
-            raise DamagedCheckpoint(fault)
+        _raise_any(faults)
         return arrays
 
     def restore(self, step: int, state: Tree) -> Tree:
@@ -142,12 +145,18 @@ class Checkpoints:
             raise DamagedCheckpoint(str(error).partition(";")[0]) from error
         return restored
 
-    def set_aside(self, step: int) -> None:
-        """Renames a damaged checkpoint, so that it is none of `steps()`."""
-        if hosts.is_first():
-            (self._folder / str(step)).rename(self._folder / f"damaged-{step}")
-        hosts.agreed(0)  # it is renamed
+    def set_aside(self, step: int) -> str:
+        """Renames a damaged checkpoint, so that it is none of `steps()`; returns its new name."""
+
+        def rename() -> str:
+            names = chain([f"damaged-{step}"], (f"damaged-{step}-{n}" for n in count(2)))
+            name = next(name for name in names if not (self._folder / name).exists())
+            (self._folder / str(step)).rename(self._folder / name)
+            return name
+
+        name = hosts.from_first(rename)
         self._manager.reload()
+        return name
 
     def close(self) -> None:
         """Waits for unfinished checkpoints.
@@ -172,6 +181,12 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _raise_any(faults: list[str | None]) -> None:
+    """Raises DamagedCheckpoint for the first fault that a process found."""
+    if fault := next(filter(None, faults), None):
+        raise DamagedCheckpoint(fault)
 
 
 def _shape(shape: Any, dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -23,6 +23,7 @@ from training.config import Experiment
 from training.config.data import NAMED, data_from_name
 from training.interrupt import Stopped
 from training.machine import cache_folder, cores
+from training.messages import warn
 from training.run import RunError
 
 Options = TypeVar("Options")
@@ -68,7 +69,7 @@ def parse(
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: JAX finds no device
         sys.exit(f"{name}: {error}")
 
 
@@ -173,7 +174,7 @@ def ending(
     except Stopped as stopped:
         message = f"{stopped}{_resume_hint(program, stopped, resumed)}"
         if stopped.alone or hosts.is_first():
-            print(message, file=sys.stderr, flush=True)
+            warn(message)
         _leave(message, stopped.status, debug, stopped.alone)
     except (ValueError, OSError, RunError) as error:
         message = f"{name}: {error}"
@@ -181,10 +182,11 @@ def ending(
     except Exception as error:
         if not hosts.are_several():
             raise
+        reason, *_ = str(error).splitlines() or [""]
+        message = f"{name}: {type(error).__name__}: {reason}"
         if isinstance(error, jax.errors.JaxRuntimeError):
             time.sleep(1)  # a process that knows the cause tells it first
-        reason = str(error).partition("\n")[0]
-        message = f"{name}: {reason}; another process may have been killed"
+            message += "; another process may have been killed"
         _leave(message, message, debug=True)
 
 
@@ -194,7 +196,7 @@ def _leave(message: str, code: int | str, debug: bool, alone: bool = True) -> No
         traceback.print_exc()
     if alone and hosts.are_several():
         if isinstance(code, str):
-            print(code, file=sys.stderr, flush=True)
+            warn(code)
             code = 1
         hosts.announce(message, code)
         os._exit(code)  # JAX would wait for the others

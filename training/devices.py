@@ -15,8 +15,12 @@ from training.interrupt import Stopped
 
 
 def device_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh whose one axis, "batch", divides the images among the devices. None: all devices."""
-    devices = devices or jax.devices()
+    """A mesh whose one axis, "batch", divides the images among the devices. None: all devices.
+
+    Raises:
+        ValueError: if JAX finds no device.
+    """
+    devices = devices or hosts.all_devices()
     return jax.make_mesh((len(devices),), ("batch",), axis_types=(AxisType.Auto,), devices=devices)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: made, or found; and the options that the run in it must share."""
+"""Makes or finds the folder of a run; compares the options of its processes and of its parts."""
 
 import itertools
 import time
@@ -6,12 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from training import hosts
-from training.config import RunConfig
+from training.config import Experiment, RunConfig, to_json
 from training.machine import expanded
-from training.records import MACHINE
+from training.records import MACHINE, describe, read_record
 
 OWN = ("run_dir", "stop_within", "debug")  # options of the process; process 0 names the folder
 SECONDS_TO_SEE = 30  # for which a network's file system may hide a new file
@@ -47,7 +45,7 @@ def new_folder(config: RunConfig, name: str) -> Path:
 
 
 def holds_something(folder: Path) -> bool:
-    """Whether a folder has more than what a process leaves that is killed at its start."""
+    """Whether a folder has files other than .lock and *.tmp, which a killed start leaves."""
     files = (path for path in folder.rglob("*") if not path.is_dir())
     return any(file.suffix != ".tmp" and file.name != ".lock" for file in files)
 
@@ -55,11 +53,12 @@ def holds_something(folder: Path) -> bool:
 # ---- Options that must be the same ---------------------------------------------------------------
 
 
-def check_hosts(options: dict[str, Any]) -> None:
-    """Raises ValueError if another process of the run has other options, images or code."""
-    every = hosts.gather(flat_options(options))
-    own = every[jax.process_index()]
-    for process, other in enumerate(every):
+def check_hosts(experiment: Experiment, config: RunConfig, preset: str) -> None:
+    """Raises ValueError if another process of the run has other options, versions or code."""
+    if not hosts.are_several():
+        return
+    own = flat_options(describe(experiment, preset) | {"run": to_json(config)})
+    for process, other in enumerate(hosts.gather(own)):
         if names := differing(other, own, "here"):
             raise ValueError(f"process {process} has {names}: start all alike")
 
@@ -93,6 +92,15 @@ def _may_differ(name: str) -> bool:
     """True for the options of a process or its machine, which change no image and no step."""
     own = {*(f"config.data.{option}" for option in MACHINE), *(f"run.{option}" for option in OWN)}
     return name in own or f"config.{name}" in own
+
+
+def finished_result(folder: Path, experiment: Experiment) -> dict[str, Any]:
+    """The result of a finished run; ValueError if it is none of this experiment."""
+    finished, record = read_record(folder / "result.json")
+    theirs, ours = (flat_options(to_json(e)) for e in (finished, experiment))
+    if names := differing(theirs, ours, "now"):
+        raise ValueError(f"{folder} has the result of a run with {names}: remove it")
+    return record["result"]
 
 
 def flat_options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,6 +23,8 @@ from jax._src import distributed  # no public way to the key-value store; Orbax 
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from training.messages import warn
+
 HEARTBEAT = 30  # seconds without a sign of life after which JAX ends all processes
 PATIENCE = 3600  # seconds to wait for a process that is slower than this one
 FAREWELL = 2  # seconds for the others to learn why a process ends
@@ -34,7 +36,7 @@ _joined = threading.Event()
 
 @dataclass(frozen=True)
 class HostConfig:
-    """The processes of one run. On SLURM, Open MPI, GKE and TPU pods there is nothing to give."""
+    """The processes of one run. On SLURM, Open MPI 4, GKE and TPU pods there is nothing to give."""
 
     coordinator: str | None = None
     """HOST:PORT at which process 0 listens for the others; any free port of its host. Default: as
@@ -98,7 +100,7 @@ def connect(config: HostConfig = HostConfig()) -> None:
 
 
 def _say_waiting() -> None:
-    print("Waiting for the other processes of the run ...", file=sys.stderr, flush=True)
+    warn("Waiting for the other processes of the run ...")
 
 
 def _join_devices() -> None:
@@ -107,11 +109,20 @@ def _join_devices() -> None:
     Gloo, for CPUs, connects devices at their first common operation, and waits 30 seconds for the
     last of them; in later operations it waits long.
     """
+    number = len(all_devices())
     agreed(0)
-    everything = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+    everything = jax.make_mesh((number,), ("all",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(everything, PartitionSpec("all"))
-    ones = jax.make_array_from_callback((jax.device_count(),), sharding, lambda _: np.ones(1))
+    ones = jax.make_array_from_callback((number,), sharding, lambda _: np.ones(1))
     jax.block_until_ready(jax.jit(jnp.sum)(ones))
+
+
+def all_devices() -> list[Any]:
+    """The devices of all processes; ValueError if this one has none."""
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        raise ValueError(f"JAX finds no device: {error}") from error
 
 
 def _has_launcher() -> bool:
@@ -130,12 +141,12 @@ def _has_launcher() -> bool:
 
 def is_first() -> bool:
     """True in process 0, which writes and prints for all."""
-    return jax.process_index() == 0
+    return _process_id() == 0
 
 
 def are_several() -> bool:
-    """True if this run has other processes."""
-    return jax.process_count() > 1
+    """True if this run has other processes; it starts no device, as `jax.process_count` does."""
+    return distributed.global_state.num_processes > 1
 
 
 def gather(value: Any, seconds: float = PATIENCE) -> list[Any]:
@@ -143,25 +154,34 @@ def gather(value: Any, seconds: float = PATIENCE) -> list[Any]:
 
     Raises:
         TimeoutError: if a process does not give one within so many seconds.
+        ConnectionError: if process 0 is gone.
     """
     if not are_several():
         return [value]
     client, name = distributed.global_state.client, f"bop_optax/{next(_gatherings)}"
     assert client is not None
-    client.key_value_set(f"{name}/{jax.process_index()}", json.dumps(value))
     values = []
-    for process in range(jax.process_count()):
-        try:
+    try:
+        client.key_value_set(f"{name}/{_process_id()}", json.dumps(value))
+        for process in range(distributed.global_state.num_processes):
             text = client.blocking_key_value_get(f"{name}/{process}", int(1000 * seconds))
-        except jax.errors.JaxRuntimeError as error:
-            raise TimeoutError(f"process {process} gave no answer for {seconds:g} s") from error
-        values.append(json.loads(text))
+            values.append(json.loads(text))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" in str(error):
+            late = f"process {len(values)} gave no answer for {seconds:g} s"
+            raise TimeoutError(late) from error
+        raise ConnectionError(f"process 0 is gone ({error})") from error
     return values
 
 
 def from_first(make: Callable[[], Any]) -> Any:
     """A JSON value that process 0 makes, for all."""
     return gather(make() if is_first() else None)[0]
+
+
+def wait_for_all() -> None:
+    """Waits until every process calls it."""
+    gather(None)
 
 
 def agreed(number: int) -> int:
@@ -187,7 +207,7 @@ def _tell(message: str, status: int) -> None:
     client: Any = distributed.global_state.client
     with suppress(Exception):  # another one was first, or process 0 is gone
         client.key_value_set(END, json.dumps([_process_id(), status, message]))
-    _wait_for_all(client)
+    _until_all_know(client)
 
 
 def _end_with_others(leave: threading.Event) -> None:
@@ -198,12 +218,12 @@ def _end_with_others(leave: threading.Event) -> None:
             process, status, message = json.loads(client.key_value_try_get(END))
             if process == _process_id():
                 return
-            print(f"Process {process} ended: {message}", file=sys.stderr, flush=True)
-            _wait_for_all(client)
+            warn(f"Process {process} ended: {message}")
+            _until_all_know(client)
             os._exit(status)
 
 
-def _wait_for_all(client: Any) -> None:
+def _until_all_know(client: Any) -> None:
     """Waits until every process knows the cause; process 0, which they ask, ends last."""
     with suppress(Exception):  # one was killed
         client.wait_at_barrier(END, int(1000 * FAREWELL))

@@ -6,16 +6,15 @@ whose other hosts are gone, it ends without a checkpoint.
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from training.messages import warn
 
 Item = TypeVar("Item")
-State = TypeVar("State")
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -33,32 +32,6 @@ class Stopped(Exception):
     ):
         super().__init__(message)
         self.status, self.folder, self.alone = status, folder, alone
-
-
-class NotFinite(Stopped):
-    """A run with a number that is not finite."""
-
-
-def again_from_checkpoint(train: Callable[..., State]) -> Callable[..., State]:
-    """Lets a training loop go on from its last checkpoint after numbers that are not finite.
-
-    Only if `nonfinite` of its first argument, the experiment, is "restore". A fault of the machine
-    does not come again; one of the data or of a learning rate does, and then ends the run.
-    """
-
-    @wraps(train)
-    def again(experiment: Any, *args: Any, **kwargs: Any) -> State:
-        faults: set[str] = set()
-        while True:
-            try:
-                return train(experiment, *args, **kwargs)
-            except NotFinite as error:
-                if experiment.nonfinite != "restore" or str(error) in faults:
-                    raise
-                faults.add(str(error))
-                print(f"{error}\nTraining on from the last checkpoint.", file=sys.stderr)
-
-    return again
 
 
 def before_each(check: Callable[[], None], items: Iterable[Item]) -> Iterator[Item]:
@@ -113,14 +86,12 @@ class Interrupt:
         late = threading.Timer(self.deadline, self._end, [number, message])
         late.daemon = True
         late.start()
-        print(
+        warn(
             "\nStopping after the steps already started. "
-            "A second signal stops at once, without a checkpoint.",
-            file=sys.stderr,
-            flush=True,
+            "A second signal stops at once, without a checkpoint."
         )
 
     def _end(self, number: int, message: str) -> None:
-        print(f"\n{message}", file=sys.stderr, flush=True)
+        warn(f"\n{message}")
         self.announce(message, 128 + number)
         os._exit(128 + number)

@@ -1,12 +1,11 @@
 """The network of an experiment, split into what is compiled and what training changes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -20,7 +19,6 @@ from training.config import Experiment
 from training.data import Batch
 from training.data.augment import check_pad, scale
 from training.devices import divided, replicated
-from training.interrupt import NotFinite
 
 
 class TrainState(NamedTuple):
@@ -31,22 +29,6 @@ class TrainState(NamedTuple):
     batch_stats: nnx.State
     opt_state: optax.OptState
     sums: dict[str, Any]
-
-
-class Extremes(NamedTuple):
-    """What tells that a step went wrong: the loss, and the largest magnitude of other numbers.
-
-    A sign hides a NaN from the loss; here it stays visible.
-    """
-
-    loss: Any
-    gradients: Any
-    statistics: Any
-    weights: Any
-
-    def are_finite(self) -> jax.Array:
-        """True if all four are."""
-        return jnp.isfinite(jnp.stack(self)).all(0)
 
 
 class Network(NamedTuple):
@@ -173,7 +155,7 @@ def compile_steps(
     XLA runs convolutions many times slower inside a loop on a CPU: there, each batch is one call.
     """
 
-    def train_steps(state: Any, batches: Batch, *rest: Any) -> tuple[Any, Extremes]:
+    def train_steps(state: Any, batches: Batch, *rest: Any) -> tuple[Any, Any]:
         return jax.lax.scan(lambda state, batch: train_step(state, batch, *rest), state, batches)
 
     step = train_steps if stacked else train_step
@@ -211,20 +193,6 @@ def only_after_update(metrics: dict[str, Any], opt_state: Any, number: int) -> d
     return metrics | jax.tree.map(lambda x: x * weight, {name: metrics[name] for name in names})
 
 
-def skip_unless(finite: jax.Array, before: TrainState, after: TrainState) -> TrainState:
-    """The state after a step; if the step is not finite, that before it, with the step counted."""
-    kept = jax.tree.map(partial(jnp.where, finite), after, before)
-    skipped = before.sums["skipped"] + (~finite).astype(jnp.int32)
-    return kept._replace(step=after.step, sums=kept.sums | {"skipped": skipped})
-
-
-def largest(tree: Any) -> jax.Array:
-    """The largest magnitude in a tree, float32; NaN if a number is NaN, 0 without numbers."""
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    maxima = [jnp.max(jnp.abs(x)).astype(jnp.float32) for x in leaves if x.size]
-    return jnp.max(jnp.stack([jnp.zeros([]), *maxima]))
-
-
 def flip_metrics(before: Any, after: Any, labels: Any) -> dict[str, dict[str, jax.Array]]:
     """Flip ratio and π_t of one step: of each layer, and of all binary weights together."""
     old, new = binary_layers(before, labels), binary_layers(after, labels)
@@ -241,40 +209,6 @@ def epoch_means(sums: dict[str, Any], steps: int, batch_size: int) -> dict[str, 
     means = jax.tree.map(lambda total: (total / steps).tolist(), sums)
     accuracy = (correct / (steps * batch_size)).tolist()
     return means | {"train_accuracy": accuracy, "skipped": skipped.tolist()}
-
-
-def joined(extremes: Sequence[Extremes], stacked: bool) -> Extremes:
-    """Those of several calls of the step, (steps,) or (steps, networks), on the host."""
-    join = np.concatenate if stacked else np.stack
-    return Extremes(*(join(values) for values in zip(*extremes, strict=True)))
-
-
-def check_finite(extremes: Extremes, step: int, epoch: int) -> None:
-    """Raises NotFinite for the first step, of (steps,) or (steps, networks), that is not finite."""
-    bad = np.argwhere(~np.isfinite(np.stack(extremes, -1)))
-    if bad.size:
-        number, *network, which = bad[0]
-        name = (
-            "The loss",
-            "The largest gradient",
-            "The largest statistic",
-            "The largest weight",
-        )[which]
-        of = f" of network {network[0] + 1}" if network else ""
-        value = extremes[which][tuple(bad[0][:-1])]
-        raise NotFinite(
-            f"{name}{of} is {value} at step {step + number + 1} (epoch {epoch}): stopped. "
-            "Lower --learning-rate, or look at the data."
-        )
-
-
-def check_skipped(skipped: int | list[int], steps: int, epoch: int) -> None:
-    """Raises NotFinite if all steps of an epoch were skipped, those of one network at least."""
-    if np.max(skipped) == steps:
-        raise NotFinite(
-            f"All {steps} steps of epoch {epoch} were skipped, since they were not finite: "
-            "stopped. Lower --learning-rate, or look at the data."
-        )
 
 
 def count_parameters(network: Network) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """What a run prints: a header, a finished line for each epoch, a live bar below on a terminal."""
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from training import hosts
+from training.messages import say
 from training.network import Network, count_parameters, totals
 
 
@@ -22,14 +22,6 @@ def header(preset: str, network: Network, folder: Path) -> str:
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind}"
     first = f"{preset}: {binary:,} binary + {real:,} real, {devices}, {here}"
     return f"{first}\n{totals(network)}"
-
-
-def say(text: str) -> None:
-    """Prints a line; a closed standard output, as of `train.py | head -1`, does not end the run."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class FirstCall:

@@ -14,8 +14,10 @@ from typing import IO, Any
 import jax
 
 from training.config import Experiment, from_json, to_json
+from training.machine import expanded
 
 FORMAT = 2  # of result.json
+WEIGHTS = "weights.safetensors"
 MACHINE = ("data_dir", "workers", "bad_images")  # options of the data that change no image
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "bop_optax")
 
@@ -32,6 +34,7 @@ def describe(experiment: Experiment, preset: str, data: Any = None) -> dict[str,
         "preset": preset,
         "config": to_json(experiment),
         "images": None if data is None else describe_images(data),
+        "teacher": describe_teacher(experiment),
         **describe_origin(),
     }
 
@@ -54,14 +57,41 @@ def describe_origin() -> dict[str, Any]:
 
 
 def describe_images(data: Any) -> dict[str, Any]:
-    """What a network needs to know of its images: shape, classes, scaling."""
+    """What a network needs to know of its images: shape, classes, scaling; and which they are."""
     return {
         "shape": list(data.image_shape),
         "num_classes": data.num_classes,
         "class_names": None if data.class_names is None else list(data.class_names),
-        "mean": data.mean,
-        "std": data.std,
+        "mean": to_json(data.mean),
+        "std": to_json(data.std),
+        **data.identity(),
     }
+
+
+def describe_teacher(experiment: Experiment) -> str | None:
+    """The CRC-32 of the weights of `--teacher`; None without them."""
+    weights = experiment.teacher and expanded(experiment.teacher) / WEIGHTS
+    if not weights or not weights.is_file():
+        return None
+    return f"{zlib.crc32(weights.read_bytes()):08x}"
+
+
+def result_of(preset: str, metrics: list[dict[str, Any]], top5: bool = False) -> dict[str, Any]:
+    """The result of a run: the last accuracies, and the seconds of its epochs.
+
+    Args:
+        preset: name of the preset.
+        metrics: a record for each epoch.
+        top5: whether the top-5 accuracy is a part of it.
+    """
+    kinds = ("_accuracy", "_top5") if top5 else ("_accuracy",)
+    last = metrics[-1]
+    accuracies = {k: v for k, v in last.items() if k != "train_accuracy" and k.endswith(kinds)}
+    seconds, compiling = (
+        round(sum(m.get(name, 0) for m in metrics), 2) for name in ("seconds", "compile_seconds")
+    )
+    times = {"epochs": last["epoch"], "seconds": seconds, "compile_seconds": compiling}
+    return {"preset": preset} | accuracies | times
 
 
 def result_record(
@@ -148,9 +178,16 @@ def check_record(record: dict[str, Any]) -> Experiment:
     if record["format"] != FORMAT:
         raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
     experiment = from_json(record["config"])
-    if not any(key.endswith("accuracy") for key in record["result"]):
-        raise ValueError("no accuracy")
+    accuracy_name(record["result"])
     return experiment
+
+
+def accuracy_name(result: dict[str, Any]) -> str:
+    """The name of a result's accuracy, as "test_accuracy"; ValueError if it has none."""
+    for name in result:
+        if name.endswith("_accuracy"):
+            return name
+    raise ValueError("no accuracy")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
@@ -12,12 +11,11 @@ from flax import nnx
 from bop_optax.saving import save
 from training import hosts
 from training.checkpoints import Checkpoints, DamagedCheckpoint, leaves_by_name
-from training.config import Experiment, RunConfig, to_json
+from training.config import Experiment, RunConfig
 from training.curves import plot_curves
 from training.devices import compare_replicas
 from training.events import Events
 from training.folder import (
-    check_hosts,
     check_visible,
     differing,
     flat_options,
@@ -25,19 +23,21 @@ from training.folder import (
     new_folder,
 )
 from training.interrupt import Stopped
+from training.messages import warn
 from training.records import (
+    WEIGHTS,
     describe,
     naming,
     read_json,
     read_metrics,
     replacing,
+    result_of,
     result_record,
     sealed,
     write_json,
 )
 
 Tree = TypeVar("Tree")
-WEIGHTS = "weights.safetensors"
 
 
 class RunError(Exception):
@@ -58,6 +58,7 @@ class Run:
         folder: where everything goes.
         description: what config.json holds: preset, config, images, versions, device, commit.
         metrics: one record per finished epoch, as in metrics.jsonl.
+        saved_step: the step of the newest checkpoint that this process restored or saved.
 
     Raises:
         ValueError: if a new run's folder is not empty, if a folder to resume holds no run or one
@@ -74,11 +75,11 @@ class Run:
     ):
         self.metrics: list[dict[str, Any]] = []
         self.description = describe(experiment, preset, data) | (extra_metadata or {})
-        check_hosts(self.description | {"run": to_json(config)})
         self._epochs, self._config = experiment.epochs, config
         self._checkpoints: Checkpoints | None = None
         self._events: Events | None = None
         self._lock: IO[str] | None = None
+        self.saved_step = 0
         folder = hosts.from_first(lambda: self._open(experiment, preset, extra_metadata or {}))
         self.folder = Path(folder)
         check_visible(self.folder / "config.json")
@@ -100,13 +101,16 @@ class Run:
 
     def _check_same(self, experiment: Experiment, extra_metadata: dict[str, Any]) -> None:
         path = self.folder / "config.json"
+        identity = extra_metadata | {"teacher": self.description["teacher"]}
         try:
             description = read_json(path)
             saved = flat_options(description["config"])
-            saved |= {k: description.get(k) for k in extra_metadata}
+            saved |= flat_options(description["images"] or {}, "images.")
+            saved |= {k: description.get(k) for k in identity}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder} holds no run to resume: {path} ({error})") from error
-        ours = flat_options(self.description["config"]) | extra_metadata
+        ours = flat_options(self.description["config"]) | identity
+        ours |= flat_options(self.description["images"] or {}, "images.")
         epochs = () if experiment.depends_on_epochs else ("epochs",)
         if names := differing(saved, ours, "now", epochs):
             raise ValueError(
@@ -117,10 +121,9 @@ class Run:
         del resumed["preset"]
         before = [description, *description.get("resumed", [])][-1]["device"]
         if before["count"] != resumed["device"]["count"]:
-            print(
+            warn(
                 f"Resuming a run of {before['count']} devices on {resumed['device']['count']}: "
-                "sums round in another order, so the curves will differ a little.",
-                file=sys.stderr,
+                "sums round in another order, so the curves will differ a little."
             )
         description["resumed"] = [*description.get("resumed", []), resumed]
         description["config"]["epochs"] = experiment.epochs
@@ -140,20 +143,21 @@ class Run:
         state, step = self._newest_sound(self._checkpoints, state, records, steps_per_epoch)
         if again and not step:
             raise Stopped("There is no checkpoint yet.")
-        epochs = step // steps_per_epoch
+        self.saved_step, epochs = step, step // steps_per_epoch
         self.metrics = records[:epochs]
         if hosts.is_first():
             self._rewrite(len(records))
         return state, step
 
     def _rewrite(self, records: int) -> None:
-        """Writes the description and the metrics up to the checkpoint, of so many records."""
+        """Writes the description, and the metrics up to the checkpoint.
+
+        Args:
+            records: number of records that metrics.jsonl had.
+        """
         epochs = len(self.metrics)
         if records > epochs:
-            print(
-                f"The last checkpoint ends before epoch {epochs + 1}, which is trained again.",
-                file=sys.stderr,
-            )
+            warn(f"The last checkpoint ends before epoch {epochs + 1}, which is trained again.")
         write_json(self.folder / "config.json", sealed(self.description))
         with replacing(self.folder / "metrics.jsonl", "w") as file:
             file.writelines(json.dumps(sealed(m)) + "\n" for m in self.metrics)
@@ -190,10 +194,9 @@ class Run:
                 f"but --epochs is {self._epochs}"
             )
         for newer, reason in reasons.items():
-            checkpoints.set_aside(newer)
+            name = checkpoints.set_aside(newer)
             if hosts.is_first():
-                last = f"Resuming from checkpoints/{step}; the other is now damaged-{newer}."
-                print(f"{reason}\n{last}", file=sys.stderr)
+                warn(f"{reason}\nResuming from checkpoints/{step}; the other is now {name}.")
         return state, step
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -219,6 +222,7 @@ class Run:
             raise RuntimeError("restore() opens a run for writing: call it before save()")
         compare_replicas(leaves_by_name(state)[0], step, self.folder)
         self._checkpoints.save(state, step)
+        self.saved_step = step
 
     def compare(self, state: Any, step: int, steps: int) -> None:
         """Compares the devices' copies of the state, if that is due after the last `steps`."""
@@ -243,26 +247,16 @@ class Run:
         Returns:
             What result.json holds under "result".
         """
-        if self._config.resume:  # the epochs of all processes, without their start
-            seconds = sum(m["seconds"] for m in self.metrics)
-        kinds = ("accuracy", "top5") if data.num_classes > 10 else ("accuracy",)
-        names = [f"{data.evaluated_on}_{kind}" for kind in kinds]
-        compile_seconds = sum(m.get("compile_seconds", 0) for m in self.metrics)
-        result = {
-            "preset": self.description["preset"],
-            **{name: self.metrics[-1][name] for name in names},
-            "epochs": self._epochs,
-            "seconds": round(seconds, 2),
-            "compile_seconds": round(compile_seconds, 2),
-            "binary_parameters": binary_parameters,
-            "run_dir": str(self.folder),
-        }
+        result = result_of(self.description["preset"], self.metrics, data.num_classes > 10)
+        if not self._config.resume:  # else the epochs of all processes, without their start
+            result["seconds"] = round(seconds, 2)
+        result |= {"binary_parameters": binary_parameters, "run_dir": str(self.folder)}
         if hosts.is_first():
             save(model, self.folder / WEIGHTS)
             plot_curves(self.metrics, self.folder / "curves.png")
             record = result_record(self.description, result, self.metrics)
             write_json(self.folder / "result.json", sealed(record))
-        hosts.gather(None)  # the others wait, so that they learn of an error
+        hosts.wait_for_all()  # so that they learn of an error
         return result
 
     def _close(self) -> None:
@@ -292,7 +286,8 @@ class Run:
             if error is None or isinstance(error, Stopped) or not hosts.are_several():
                 self._close()  # the other processes wait, too, unless this one fails alone
         except OSError as failure:
-            error = error or failure
+            if error is None or isinstance(error, Stopped):  # which says that a checkpoint is saved
+                error = failure
         if self._lock is not None:
             self._lock.close()
         if isinstance(error, OSError):

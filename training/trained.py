@@ -17,8 +17,7 @@ from training.data.augment import scale
 from training.data.memory import check_names, check_scaling
 from training.machine import expanded
 from training.network import for_inference, layer_options
-from training.records import read_json
-from training.run import WEIGHTS
+from training.records import WEIGHTS, read_json
 
 DTYPES = ("float32", "bfloat16")
 

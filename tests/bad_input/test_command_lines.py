@@ -79,6 +79,11 @@ def end(command: str) -> object:
 
 TABLE = [
     (
+        "averages that a sweep does not divide",
+        "sweep --shard-averages",
+        "experiments.sweep: --shard-averages is of train.py alone: leave it out of a sweep",
+    ),
+    (
         "the home of nobody",
         "train.py --run-dir ~nosuchuser/x",
         "train.py: ~nosuchuser/x: there is no such home: write the folder without ~",

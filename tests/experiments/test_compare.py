@@ -312,23 +312,26 @@ def test_tpe_runs_a_number_of_trials_between_the_ends_of_the_grid(storage):
 
 def test_a_run_that_another_worker_trains_is_awaited(tmp_path, monkeypatch):
     monkeypatch.setattr(workers.train, "run", pytest.fail)
-    folder, experiment = tmp_path / "run", METHODS["bop-staircase"][0]
-    entered = threading.Event()
+    folder, entered = tmp_path / "run", threading.Event()
+    record = json.loads((RESULTS / "bop-linear" / "seed1.json").read_text())
 
     def other():
         with workers.locked(tmp_path / "run.lock"):
             entered.set()
             time.sleep(0.5)
             folder.mkdir()
-            record = json.loads((RESULTS / "bop-linear" / "seed1.json").read_text())
             write_json(folder / "result.json", sealed(record))
 
     thread = threading.Thread(target=other)
     thread.start()
     entered.wait()
+    experiment = check_record(record)
     accuracy = workers.run_network(folder, "bop-linear", experiment, Interrupt())
     thread.join()
-    assert accuracy == read_record(folder / "result.json")[1]["result"]["test_accuracy"]
+    assert accuracy == record["result"]["test_accuracy"]
+    other = dataclasses.replace(experiment, seed=9)
+    with pytest.raises(ValueError, match=r"run has the result of a run with seed=1 \(now 9\)"):
+        workers.run_network(folder, "bop-linear", other, Interrupt())
 
 
 # ---- Processes -----------------------------------------------------------------------------------

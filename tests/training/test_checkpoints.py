@@ -144,6 +144,14 @@ def test_a_checkpoint_set_aside_is_none(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(7, state()), state())
 
 
+def test_checkpoints_of_one_step_set_aside_twice(tmp_path):
+    for name in ("damaged-7", "damaged-7-2", "damaged-7-3"):
+        saved(tmp_path, state())
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            assert checkpoints.set_aside(7) == name
+    assert len(list(tmp_path.glob("damaged-*"))) == 3
+
+
 def test_reading_makes_no_folder(tmp_path):
     with Checkpoints(tmp_path / "none") as checkpoints:
         assert checkpoints.steps() == []

@@ -19,6 +19,8 @@ from training.config import Arrays, Cifar10, Digits, ImageNet, Schedule
 from training.interrupt import Stopped
 from training.run import RunError
 
+ROOT = Path(__file__).parents[2]
+
 
 def read(monkeypatch, *arguments: object) -> tuple[str, Options]:
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
@@ -278,3 +280,50 @@ def test_the_folder_to_resume_may_be_another(monkeypatch, capsys):
         with pytest.raises(SystemExit), ending("-m experiments.sweep", False, resumed):
             raise Stopped("Stopped.", 1, Path("runs/lane1"))
         assert capsys.readouterr().err.splitlines()[-1] == last
+
+
+@pytest.mark.parametrize(
+    ("stopped", "status"),
+    [("Stopped('x', 143)", 143), ("ValueError('x')", 1), ("Stopped('x', 130, Path('run'))", 130)],
+)
+def test_a_closed_standard_error_keeps_the_status(stopped, status):
+    program = (
+        "import sys; from pathlib import Path; from training.command import ending\n"
+        "from training.interrupt import Stopped\n"
+        "input()\n"
+        f"with ending('train.py'): raise {stopped}"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe, cwd=ROOT) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.communicate(b"\n", timeout=120)
+    assert process.returncode == status
+
+
+def test_an_error_before_a_device_is_needed_asks_for_none(tmp_path):
+    """A platform that is not there has no part in what is wrong with the data."""
+    process = subprocess.run(
+        [sys.executable, "train.py", "--data", "none.npz", "--run-dir", tmp_path / "run"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("train.py: none.npz is ")
+    assert process.stderr.count("\n") == 1
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "train.py", "--run-dir", tmp_path / "run"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "none"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("train.py: JAX finds no device: ")
+    assert process.stderr.count("\n") == 1

@@ -126,3 +126,32 @@ def test_a_closed_standard_output_does_not_end_a_run(whole, tmp_path):
         assert process.stderr.read() == b""
     assert process.returncode == 0
     assert not faults.differences(folder, whole)
+
+
+def test_a_checkpoint_that_is_not_written_after_a_signal(tmp_path):
+    """The message of the signal would say that it is saved."""
+    program = f"""
+import resource
+from dataclasses import replace
+from pathlib import Path
+import jax
+from experiments.presets import PRESETS
+from tests.training.test_checkpoints import state
+from training.command import ending
+from training.config import RunConfig
+from training.interrupt import Stopped
+from training.run import Run
+
+folder = Path({str(tmp_path / "run")!r})
+with ending("train.py"), Run(PRESETS["digits-bop"][1], RunConfig(folder), "digits-bop") as run:
+    before, _ = run.restore(state(big=jax.random.normal(jax.random.key(0), (400, 400))), 5)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+    run.save(before, 5)
+    raise Stopped("Stopped at step 5.", 143, folder)
+"""
+    process = run([sys.executable, "-c", program])
+    assert process.returncode == 1, process.stderr
+    assert "Stopped at step 5" not in process.stderr
+    first, *resume = process.stderr.splitlines()
+    assert re.fullmatch(rf"{tmp_path}/run/checkpoints cannot be written .*: stopped\.", first)
+    assert resume[0] == "Resume with"

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import pytest
@@ -25,18 +25,55 @@ IMAGENET = ["imagenet-alexnet-bop-released", "--width", 2, "--units", 8, "--batc
 WAIT = 60  # seconds in which all processes end, as docs/many_devices.md says
 
 
+CHANGED = """
+import sys
+
+from training.interrupt import Interrupt
+
+interrupt = Interrupt().watch()
+sys.path.insert(0, ".")
+import train
+
+train.INTERRUPT = interrupt
+{}
+train.main()
+"""
+
+
 class Processes:
     """The processes of one run, two devices each."""
 
-    def __init__(self, number: int, *options: object, others: tuple = (), env: Any = None):
-        """Starts them; `others` are further options of all but the first."""
+    def __init__(
+        self,
+        number: int,
+        *options: object,
+        others: tuple = (),
+        launcher: Callable[[int], dict[str, str]] | None = None,
+        changes: str = "",
+        env_of_others: dict[str, str] | None = None,
+    ):
+        """Starts them.
+
+        Args:
+            number: of the processes.
+            *options: of all.
+            others: further options of all but the first.
+            launcher: environment of each, in place of the options that join them.
+            changes: Python code that runs before train.main(), in all but the first.
+            env_of_others: environment of all but the first.
+        """
         address = f"localhost:{free_port()}"
+        others_program = ["-c", CHANGED.format(changes)] if changes else ["train.py"]
         self.all = [
             subprocess.Popen(
-                [sys.executable, "train.py", *map(str, [*options, *(others if i else ())])]
-                + ([] if env else self.joined(address, number, i)),
+                [sys.executable, *(others_program if i else ["train.py"])]
+                + [*map(str, [*options, *(others if i else ())])]
+                + ([] if launcher else self.joined(address, number, i)),
                 cwd=ROOT,
-                env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"} | (env(i) if env else {}),
+                env=os.environ
+                | {"JAX_NUM_CPU_DEVICES": "2"}
+                | (launcher(i) if launcher else {})
+                | ((env_of_others or {}) if i else {}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -188,6 +225,92 @@ def test_an_error_at_one_ends_all(tmp_path, others, message):
 
 
 @pytest.mark.slow
+def test_a_process_without_its_device_ends_all(tmp_path):
+    options, absent = [*TINY, "--run-dir", tmp_path / "run"], {"JAX_PLATFORMS": "none"}
+    processes = Processes(2, *options, env_of_others=absent)
+    start = time.monotonic()
+    statuses, _, errors = processes.wait()
+    assert time.monotonic() - start < WAIT
+    assert statuses == [1, 1]
+    assert re.search(r"Process 1 ended: train.py: .*'none'", errors[0])
+
+
+IN_AN_EVALUATION = """
+import os, signal, time
+evaluate, calls = train.evaluate, []
+
+def evaluate_and_signal(*arguments):
+    calls.append(arguments)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+    return evaluate(*arguments)
+
+train.evaluate = evaluate_and_signal
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_in_an_evaluation_stops_all(whole, tmp_path):
+    run_dir = tmp_path / "run"
+    options = [*TINY, "--epochs", 6, "--run-dir", run_dir]
+    statuses, _, errors = Processes(2, *options, changes=IN_AN_EVALUATION).wait()
+    assert statuses == [128 + signal.SIGTERM] * 2, errors
+    assert f"Stopped at step {2 * (1437 // 96)} (epoch 2)." in errors[0]
+    assert len(metrics(run_dir)) == 1
+    statuses, _, errors = Processes(2, *options, "--resume").wait()
+    assert statuses == [0, 0], errors
+    assert_same_run(run_dir, whole)
+
+
+NOT_FINITE = """
+find_fault = train.find_fault
+
+def find_one(extremes, step, epoch):
+    return f"One copy is nan at step {step}." if step == 20 else find_fault(extremes, step, epoch)
+
+train.find_fault = find_one
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["stop", "restore"])
+def test_numbers_of_one_process_that_are_not_finite(tmp_path, then):
+    options = [*TINY, "--epochs", 3, "--run-dir", tmp_path / "run", "--nonfinite", then]
+    statuses, _, errors = Processes(2, *options, changes=NOT_FINITE).wait()
+    assert statuses == [1, 1], errors
+    assert errors[0].count("One copy is nan at step 20.") == (2 if then == "restore" else 1)
+    assert errors[0].count("Training on from the last checkpoint.") == (then == "restore")
+    assert "Traceback" not in "".join(errors)
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+UNREADABLE = """
+import orbax.checkpoint
+
+def restore(*arguments, **options):
+    raise OSError("no such disk")
+
+orbax.checkpoint.CheckpointManager.restore = restore
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_alone_cannot_read(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    options = [*TINY, "--epochs", 7, "--run-dir", tmp_path / "run", "--resume"]
+    start = time.monotonic()
+    statuses, _, errors = Processes(2, *options, changes=UNREADABLE).wait()
+    assert time.monotonic() - start < WAIT + 30
+    assert statuses == [1, 1]
+    for error in errors:
+        assert re.search(r"run/checkpoints/\d+ cannot be read here \(no such disk\)", error)
+    statuses, _, errors = Processes(2, *options).wait()
+    assert statuses == [0, 0], errors
+    assert metrics(tmp_path / "run")[:6] == metrics(whole)
+
+
+@pytest.mark.slow
 def test_a_folder_that_is_not_empty(whole, tmp_path):
     statuses, _, errors = Processes(2, *TINY, "--run-dir", whole).wait()
     assert statuses == [1, 1]
@@ -222,7 +345,7 @@ def open_mpi(process: int) -> dict[str, str]:
 @pytest.mark.parametrize("env", [slurm, open_mpi])
 def test_a_launcher_tells_its_processes_all_that_they_need(tmp_path, env):
     options = [*TINY, "--epochs", 1, "--run-dir", tmp_path / "run"]
-    statuses, outputs, errors = Processes(2, *options, env=env).wait()
+    statuses, outputs, errors = Processes(2, *options, launcher=env).wait()
     assert statuses == [0, 0], errors
     assert "4 cpu" in outputs[0]
 

@@ -80,3 +80,13 @@ def test_a_thread_that_a_library_unblocks_does_not_end_the_process(number):
     process.send_signal(number)
     output, _ = process.communicate(timeout=30)
     assert (process.returncode, output) == (0, f"{number.value}\n")
+
+
+@pytest.mark.parametrize("more", [["nothing", "60"], ["can save", "60", "deadline"]])
+def test_a_closed_standard_error_stops_no_signal(more):
+    """As of `train.py 2>&1 | tee log`, whose tee ends at Ctrl-C, too."""
+    with start(*more) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130

@@ -1,5 +1,6 @@
 """The losses of a training step: of labels, and of a teacher."""
 
+import shutil
 from dataclasses import replace
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import train
+from bop_optax.saving import save
 from experiments.presets import PRESETS
 from training.config import RunConfig
 from training.data import memory
@@ -55,6 +57,17 @@ def test_a_run_learns_from_the_teacher_alone(teacher, tmp_path, monkeypatch):
     train.run(experiment, RunConfig(tmp_path / "wrong"))
     weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in ("right", "wrong")]
     assert weights[0] == weights[1]
+
+
+def test_another_teacher_in_the_same_folder_does_not_resume_a_run(teacher, tmp_path):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    experiment = replace(TINY, teacher=tmp_path / "teacher", epochs=1)
+    train.run(experiment, RunConfig(tmp_path / "run"))
+    model = load_run(teacher).model
+    model.denses[-1].kernel[...] *= -1
+    save(model, tmp_path / "teacher/weights.safetensors")
+    with pytest.raises(ValueError, match=r"was run with teacher=\w{8} \(now \w{8}\)"):
+        train.run(replace(experiment, epochs=2), RunConfig(tmp_path / "run", resume=True))
 
 
 def test_teachers_that_do_not_fit(teacher, tmp_path):

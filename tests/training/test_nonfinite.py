@@ -9,9 +9,11 @@ import pytest
 
 import train
 from tests.test_train import TINY
+from training import hosts
 from training.config import LatentAdam, RunConfig, Schedule
 from training.data import memory
 from training.interrupt import Stopped
+from training.nonfinite import Extremes, find_fault, largest
 from training.records import read_metrics
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
@@ -47,6 +49,19 @@ def faulty(monkeypatch, wrong):
 
     monkeypatch.setattr(train, "make_losses", make_losses)
     monkeypatch.setattr(train, "augment", note_step)
+
+
+def huge_gradients(value_and_grad):
+    """Gradients times 1e30."""
+
+    def scaled(function, **options):
+        def both(params):
+            value, grads = value_and_grad(function, **options)(params)
+            return value, jax.tree.map(lambda g: 1e30 * g, grads)
+
+        return both
+
+    return scaled
 
 
 def at_steps(*numbers):
@@ -85,15 +100,15 @@ def test_a_fault_that_does_not_come_again_changes_nothing(tmp_path, monkeypatch,
     """As one of the machine: the run ends with the weights of a run without it."""
     experiment = replace(TINY, epochs=3, nonfinite="restore")
     train.run(experiment, RunConfig(tmp_path / "whole"))
-    check, calls = train.check_finite, []
+    calls = []
 
     def once(extremes, step, epoch):
         calls.append(step)
         if step == STEPS + 4 and calls.count(step) == 1:
             extremes = extremes._replace(loss=np.full_like(extremes.loss, np.nan))
-        check(extremes, step, epoch)
+        return find_fault(extremes, step, epoch)
 
-    monkeypatch.setattr(train, "check_finite", once)
+    monkeypatch.setattr(train, "find_fault", once)
     train.run(experiment, RunConfig(tmp_path / "run"))
     message = "The loss is nan at step 64 (epoch 2): stopped."
     assert message in (err := capsys.readouterr().err)
@@ -108,6 +123,38 @@ def test_a_fault_that_comes_again_ends_the_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(Stopped, match=r"largest gradient is nan at step 64 \(epoch 2\)"):
         train.run(replace(TINY, epochs=3, nonfinite="restore"), RunConfig(tmp_path / "run"))
     assert capsys.readouterr().err.count("Training on from the last checkpoint.") == 1
+
+
+def test_another_fault_before_the_next_checkpoint_ends_the_run(tmp_path, monkeypatch, capsys):
+    """As on a device whose sums differ from run to run: each time it is another step."""
+    steps = iter([STEPS + 4, STEPS + 9])
+    fault = [next(steps)]
+
+    def elsewhere(extremes, step, epoch):
+        if step != fault[0]:
+            return None
+        fault[0] = next(steps, -1)
+        return f"The loss is nan at step {step}"
+
+    monkeypatch.setattr(train, "find_fault", elsewhere)
+    with pytest.raises(Stopped, match=f"The loss is nan at step {STEPS + 9}"):
+        train.run(replace(TINY, epochs=3, nonfinite="restore"), RunConfig(tmp_path / "run"))
+    assert capsys.readouterr().err.count("Training on from the last checkpoint.") == 1
+
+
+def test_a_fault_of_another_process_ends_this_one_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "agreed", lambda number: train.FAULT)
+    monkeypatch.setattr(hosts, "gather", lambda fault: [fault, "The loss is nan at step 3"])
+    with pytest.raises(Stopped, match="The loss is nan at step 3"):
+        train.run(TINY, RunConfig(tmp_path / "run"))
+
+
+def test_averages_that_become_infinite_stop_the_run(tmp_path, monkeypatch):
+    """A finite gradient whose square overflows: Adam's state could never be restored."""
+    monkeypatch.setattr(train.jax, "value_and_grad", huge_gradients(jax.value_and_grad))
+    with pytest.raises(Stopped, match=r"The largest average is inf at step 1 \(epoch 1\): stopped"):
+        train.run(replace(TINY, epochs=1), RunConfig(tmp_path / "run"))
+    assert not list((tmp_path / "run/checkpoints").iterdir())
 
 
 def test_without_a_checkpoint_there_is_nothing_to_train_on_from(tmp_path, monkeypatch):
@@ -129,3 +176,40 @@ def test_statistics_that_become_infinite_stop_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(type(TINY.data), "load", lambda _: data)
     with pytest.raises(Stopped, match=r"is (inf|nan) at step 1"):
         train.run(replace(TINY, epochs=1), RunConfig(tmp_path / "run"))
+
+
+# ---- Parts ---------------------------------------------------------------------------------------
+
+
+def extremes(*, shape=(3,), **values):
+    ones = {name: np.ones(shape) for name in Extremes._fields}
+    return Extremes(**ones | {k: np.array(v) for k, v in values.items()})
+
+
+def test_a_loss_that_is_not_finite_names_its_step():
+    assert find_fault(extremes(), 0, 1) is None
+    fault = find_fault(extremes(loss=[1.0, np.nan, np.inf]), 10, 3)
+    assert fault.startswith("The loss is nan at step 12 (epoch 3): stopped. ")
+    fault = find_fault(extremes(shape=(1, 2), loss=[[1.0, np.inf]]), 0, 1)
+    assert fault.startswith("The loss of network 2 is inf at step 1 ")
+
+
+@pytest.mark.parametrize("name", ["gradient", "statistic", "weight", "average"])
+def test_other_numbers_that_are_not_finite_name_their_step(name):
+    later = extremes(loss=[1.0, 1.0, np.nan], **{name: [1.0, np.inf, 1.0]})
+    assert f"The largest {name} is inf at step 2 (epoch 1)" in find_fault(later, 0, 1)
+    one = extremes(shape=(1, 2), **{name: [[1.0, np.nan]]})
+    assert f"The largest {name} of network 2 is nan at step 6 " in find_fault(one, 5, 1)
+
+
+def test_the_largest_magnitude():
+    tree = {
+        "a": jnp.array([1.0, -3.0]),
+        "b": jnp.array([[2.0]]),
+        "n": jnp.array([9]),
+        "e": jnp.zeros(0),
+    }
+    assert largest(tree) == 3
+    assert largest({"n": jnp.array([9])}) == 0
+    assert largest(tree | {"c": jnp.array([1, -np.inf], jnp.bfloat16)}) == np.inf
+    assert jnp.isnan(largest(tree | {"c": jnp.array([np.nan, np.inf])}))

@@ -96,7 +96,9 @@ def test_a_run_learns_and_leaves_everything_behind(whole):
         "class_names": list("0123456789"),
         "mean": 127.5,
         "std": 127.5,
+        **memory.digits().identity(),
     }
+    assert (config["images"]["train"], config["images"]["test"]) == (1437, 360)
     assert config["device"] == {"platform": "cpu", "kind": "cpu", "count": 1}
     assert config["versions"]["jax"] == jax.__version__
 
@@ -353,6 +355,28 @@ def test_a_resumed_run_keeps_its_original_description(whole, copied, monkeypatch
     assert [m["epoch"] for m in metrics(copied)] == list(range(1, 12))
     assert metrics(copied)[:10] == metrics(whole[0])
     assert str(copied) not in (copied / "result.json").read_text()
+
+
+def test_other_images_do_not_resume_a_run(tmp_path, monkeypatch):
+    """Neither other ones of the same number, nor more of them."""
+    data = memory.digits()
+    names = ("train_images", "train_labels", "test_images", "test_labels")
+    arrays = {name: getattr(data, name)[:96] for name in names}
+    options = ("--data", tmp_path / "own.npz", *TINY_OPTIONS, "--run-dir", tmp_path / "run")
+    np.savez(tmp_path / "own.npz", **arrays)
+    main(monkeypatch, *options, "--epochs", 1)
+    before = metrics(tmp_path / "run")
+    more = {name: getattr(data, name)[:120] for name in names}
+    for other in (arrays | {"train_images": 255 - arrays["train_images"]}, more):
+        np.savez(tmp_path / "own.npz", **other)
+        with pytest.raises(
+            SystemExit, match=r"run was run with images\..*crc32=\w{8} \(now \w{8}\)"
+        ):
+            main(monkeypatch, *options, "--epochs", 2, "--resume")
+    assert metrics(tmp_path / "run") == before
+    np.savez(tmp_path / "own.npz", **arrays)
+    main(monkeypatch, *options, "--epochs", 2, "--resume")
+    assert metrics(tmp_path / "run")[:1] == before
 
 
 def test_only_one_process_writes_to_a_run(copied, monkeypatch):

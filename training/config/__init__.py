@@ -99,8 +99,8 @@ class Experiment:
     teacher: Path | None = None
     """Folder of a finished run, whose probabilities replace the labels in the loss."""
     nonfinite: Literal["stop", "skip", "restore"] = "stop"
-    """Action after a loss, gradient, statistic or weight that is not finite: stop the run, skip the
-    step, or restore the last checkpoint, once for each fault."""
+    """Action after a loss, gradient, statistic, weight or average that is not finite: stop the run,
+    skip the step, or restore the last checkpoint, once from each."""
     seed: int = 0
     """Seed ≥ 0 of the weights, the order of the images and the augmentation."""
 

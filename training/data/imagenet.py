@@ -99,6 +99,10 @@ class ImageNet:
         """The number of training images."""
         return len(self.train)
 
+    def identity(self) -> dict[str, Any]:
+        """What tells these images from others: their numbers."""
+        return {"train": self.num_train, "test": len(self.validation)}
+
     def batches(self, batch_size: int, mesh: Mesh, accumulate: int = 1) -> "Streamed":
         """Streams the images to the mesh; arguments and errors are those of `Dataset.batches`."""
         from training.data.stream import Streamed  # Grain takes seconds to import

@@ -13,7 +13,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from grain.multiprocessing import SharedMemoryArray
 
 from training.data import Batch
 from training.data.imagenet import BadImage, Record, Records, training_image, validation_image
+from training.messages import warn
 
 
 class BadImages:
@@ -46,7 +46,7 @@ class BadImages:
         for name, fault in faults.items():
             if name not in self.names:
                 self.names[name] = fault
-                print(f"Left out: {name} {fault}", file=sys.stderr)
+                warn(f"Left out: {name} {fault}")
         return Batch(*(np.array(x) if isinstance(x, SharedMemoryArray) else x for x in batch))
 
 

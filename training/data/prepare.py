@@ -30,12 +30,17 @@ def prepare(name: Literal["cifar10", "imagenet2012"], /, data_dir: Path | None =
     if name == "imagenet2012":
         _check_archives(data_dir)
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
 
     builder: Any = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     reuse_downloads = tfds.download.DownloadConfig(
         download_mode=tfds.download.GenerateMode.REUSE_CACHE_IF_EXISTS
     )
-    builder.download_and_prepare(download_config=reuse_downloads)
+    try:
+        builder.download_and_prepare(download_config=reuse_downloads)
+    except (DownloadError, NonMatchingChecksumError) as error:
+        raise OSError(f"{name} cannot be downloaded ({error}): run the command again") from error
     print(f"{name} is in {builder.data_dir}.")
 
 

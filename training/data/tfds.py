@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shlex
-import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +18,7 @@ import numpy as np
 
 from training.data.memory import Dataset
 from training.machine import cache_folder, expanded
+from training.messages import warn
 
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"  # of the names of files
 FEATURES = {  # the classes of the two data sets
@@ -199,7 +199,7 @@ def load_cifar10(data_dir: Path | None = None, cache_dir: Path | None = None) ->
     cache = expanded(cache_dir) / f"cifar10-{stamp}.npz"
     arrays = _read_cache(cache, numbers)
     if arrays is None:
-        print(f"Decoding cifar10 into {cache} (once) ...", file=sys.stderr)
+        warn(f"Decoding cifar10 into {cache} (once) ...")
         try:
             count_records("cifar10", folder, numbers)
             arrays = {k: v for s, n in numbers.items() for k, v in _decode(folder, s, n).items()}
@@ -250,7 +250,7 @@ def _read_cache(cache: Path, numbers: dict[str, int]) -> dict[str, Any] | None:
         NotImplementedError,
         zipfile.BadZipFile,
     ) as error:
-        print(f"{cache} is damaged ({error}): building it again.", file=sys.stderr)
+        warn(f"{cache} is damaged ({error}): building it again.")
         return None
 
 
@@ -263,8 +263,6 @@ def _write_cache(cache: Path, arrays: dict[str, Any]) -> None:
             np.savez(file, **arrays)
         partial.replace(cache)
     except OSError as error:
-        print(
-            f"{cache} cannot be written ({error}): the next start decodes again.", file=sys.stderr
-        )
+        warn(f"{cache} cannot be written ({error}): the next start decodes again.")
         with suppress(OSError):
             partial.unlink()
