@@ -201,8 +201,10 @@ def _of_all(template: dict[str, Any]) -> Any:
 
 
 def _unraisable(unraisable: Any) -> None:
-    """Hides what TensorStore reports of its other writes when one has failed."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    """Hides what Orbax and TensorStore report of other reads and writes when one has failed."""
+    code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+    of_orbax = code is not None and "orbax" in Path(code.co_filename).parts
+    if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 

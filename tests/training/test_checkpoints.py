@@ -1,5 +1,7 @@
 """Checkpoints: checksums see every bit, and a damaged state is never restored."""
 
+import gc
+import sys
 from typing import NamedTuple
 
 import jax
@@ -142,6 +144,33 @@ def test_a_checkpoint_set_aside_is_none(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.steps() == [7]
         jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(7, state()), state())
+
+
+COROUTINE = """
+async def read():
+    try:
+        await Waiting()
+    finally:
+        raise ValueError("a read that was given up")
+
+class Waiting:
+    def __await__(self):
+        yield
+"""
+
+
+@pytest.mark.parametrize(("library", "shown"), [("orbax", False), ("another", True)])
+def test_reads_that_orbax_gives_up_say_nothing(library, shown, tmp_path, monkeypatch, capsys):
+    """When one array is damaged, the reads of others end with an error that nobody awaits."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with Checkpoints(tmp_path):
+        names = {}
+        exec(compile(COROUTINE, f"/lib/{library}/checkpoint/read.py", "exec"), names)
+        coroutine = names["read"]()
+        coroutine.send(None)
+        del coroutine
+        gc.collect()
+    assert ("a read that was given up" in capsys.readouterr().err) == shown
 
 
 def test_checkpoints_of_one_step_set_aside_twice(tmp_path):
