@@ -162,7 +162,10 @@ def test_latent_weights_learn_and_their_signs_flip(data, optimizer):
     assert state.sums["flip_ratio"]["all"] > 0
 
 
-@pytest.mark.parametrize("batch_size", [8, 24, 104, 360, 400])
+SMALL = pytest.param(8, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("batch_size", [SMALL, 24, 104, 360, 400])
 def test_every_test_image_counts_exactly_once(data, one_epoch, batch_size):
     steps, _, state, _ = one_epoch
     state = steps.network.eval_state(state)

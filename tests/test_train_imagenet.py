@@ -33,6 +33,7 @@ TINY = replace(  # a network that compiles in a moment
 OPTIONS = (PRESET, "--width", 4, "--batch-size", 40, "--data-dir", REAL)
 
 
+@pytest.mark.slow
 def test_steps_and_accuracies_are_of_the_streamed_images():
     """Two steps by hand, then top-1 and top-5 over each validation image once."""
     data = TINY.data.load()

@@ -184,7 +184,7 @@ def layer_and_images(**options):
     return layer, normal(8, 9, 9, 33)
 
 
-@pytest.mark.parametrize("backward", ["float32", 4])
+@pytest.mark.parametrize("backward", ["float32", pytest.param(4, marks=pytest.mark.slow)])
 def test_transformations(backward):
     """vmap, scan and remat compute what plain calls do."""
     layer, x = layer_and_images(forward="popcount", backward=backward)

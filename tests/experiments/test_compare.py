@@ -459,11 +459,12 @@ def kill_in_a_run(process: subprocess.Popen[str], folder: Path) -> Path | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("database", "sampler", "points"),
     [
         pytest.param(sqlite, ["--sampler=tpe", "--trials=3"], 3, id="sqlite"),
-        pytest.param(postgresql, [], 6, id="postgresql", marks=pytest.mark.slow),
+        pytest.param(postgresql, [], 6, id="postgresql"),
     ],
 )
 def test_the_run_of_a_killed_worker_is_taken_and_resumed(database, sampler, points, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 
 from tests import faults
 
-LIMITS = [1, 16, 30, 64, 100]  # KiB of a file
+SLOW = pytest.mark.slow
+LIMITS = [1, 30, *(pytest.param(k, marks=SLOW) for k in (16, 64, 100))]  # KiB of a file
 SIZES = [40, 300, 1100]  # KiB of a disk
 UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 
