@@ -59,16 +59,15 @@ def test_a_signal_reaches_the_run_and_the_same_command_resumes(tmp_path):
     command = [sys.executable, "-m", "experiments.devices", *options]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
-        while not list(tmp_path.rglob("metrics.jsonl")):
+        while not any(path.read_text() for path in tmp_path.rglob("metrics.jsonl")):
             assert process.poll() is None
             time.sleep(0.1)
         process.terminate()
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 143
     assert errors.endswith("Stopped.\nThe same command resumes.\n")
-    (checkpoint,) = tmp_path.rglob("checkpoints/*")
+    assert list(tmp_path.rglob("checkpoints/*"))
     assert not list(tmp_path.rglob("result.json"))
-    shorter = Options(devices=(1, 2), seeds=(1,), epochs=40, folder=tmp_path)
-    first, second = compare(shorter, Interrupt())
+    same = Options(devices=(1, 2), seeds=(1,), epochs=40, folder=tmp_path)
+    first, second = compare(same, Interrupt())
     assert len(first["loss"]) == len(second["loss"]) == 40
-    assert checkpoint.parent.is_dir()

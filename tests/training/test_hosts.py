@@ -204,16 +204,27 @@ def test_a_signal_while_the_others_are_awaited(tmp_path, process):
     assert errors == "\nStopped at once, without a checkpoint.\n"
 
 
+WITHOUT_IMAGES = """
+from training.config import Digits
+
+def load(data):
+    raise OSError("no such disk")
+
+Digits.load = load
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("others", "message"),
+    ("different", "message"),
     [
-        (["--threshold", "0"], "has config.optimizer.threshold=0"),
-        (["--data", "none.npz"], "none.npz is not a data set"),
+        ({"others": ("--threshold", "0")}, "has config.optimizer.threshold=0"),
+        ({"others": ("--data", "none.npz")}, "has config.data.type=Arrays (here Digits)"),
+        ({"changes": WITHOUT_IMAGES}, "train.py: no such disk"),
     ],
 )
-def test_an_error_at_one_ends_all(tmp_path, others, message):
-    processes = Processes(2, *TINY, "--run-dir", tmp_path / "run", others=tuple(others))
+def test_an_error_at_one_ends_all(tmp_path, different, message):
+    processes = Processes(2, *TINY, "--run-dir", tmp_path / "run", **different)
     start = time.monotonic()
     statuses, _, errors = processes.wait()
     assert time.monotonic() - start < WAIT
