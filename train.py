@@ -39,7 +39,7 @@ from training.config import Experiment, RunConfig
 from training.data import Batch
 from training.data.augment import augment
 from training.devices import device_mesh, replicated
-from training.folder import check_hosts
+from training.folder import check_hosts, check_images
 from training.hosts import HostConfig
 from training.loss import make_losses
 from training.messages import say
@@ -96,6 +96,7 @@ def run(
     start = time.perf_counter()
     check_hosts(experiment, config, preset)
     data = experiment.data.load()
+    check_images(data)
     mesh = device_mesh()
     source = data.batches(experiment.step_images, mesh, experiment.accumulate)
     network = make_network(experiment, data)

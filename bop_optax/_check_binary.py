@@ -99,7 +99,7 @@ def _fault(array: np.ndarray) -> str | None:
         return "has weights of 0"
     if any((magnitude == scale).all() for scale in _scales(magnitude)):
         return None
-    found = f"its magnitudes are {magnitudes(magnitude)}"
+    found = f"its magnitudes are {magnitudes(array)}"
     return f"is not −α or +α with one α for each output: {found}"
 
 

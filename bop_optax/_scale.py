@@ -34,4 +34,6 @@ def is_signed(dtype: Any) -> bool:
 
 def magnitudes(kernel: Any) -> str:
     """The range of a kernel's magnitudes, for messages."""
-    return f"{float(abs(kernel).min()):.6g} to {float(abs(kernel).max()):.6g}"
+    found = abs(np.asarray(kernel))
+    low, high = (float(str(x)) for x in (found.min(), found.max()))  # as the dtype spells them
+    return f"{low:.9g} to {high:.9g}"

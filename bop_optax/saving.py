@@ -90,7 +90,7 @@ def save(tree: Any, path: Path | str, is_binary: Callable[[str, Any], bool] | No
         one_bit[name] = {"shape": array.shape, "dtype": array.dtype.name}
         add(name, np.packbits((array < 0).ravel(), bitorder="little"))
         if (scale != 1).any():
-            add(name + SCALE, scale)
+            add(name + SCALE, np.asarray(scale))
     description = {"version": VERSION, "sha256": _digest(tensors, one_bit), "one_bit": one_bit}
     content = safetensors.numpy.save(tensors, {"bop_optax": json.dumps(description)})
     partial = path.with_name(path.name + ".part")

@@ -11,9 +11,7 @@ Any number of processes, on any number of machines, may run the same command: th
 and the database, and each takes the next run (docs/many_devices.md).
 """
 
-from experiments.methods import point_of
 from training.interrupt import Interrupt
-from training.messages import say
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -36,7 +34,7 @@ from optuna.exceptions import OptunaError
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.methods import METHODS, Point, at_point, grid_size, on_edge
+from experiments.methods import METHODS, Point, at_point, grid_size, on_edge, point_of
 from experiments.workers import Trials, locked, open_storage, run_network, start_workers, work
 from training.command import ending, prepare_process
 from training.config import Experiment, to_json
@@ -45,6 +43,7 @@ from training.config.ranges import require, require_different
 from training.data import check_batch_size
 from training.devices import device_mesh
 from training.machine import expanded
+from training.messages import say
 from training.network import make_network
 from training.records import check_record, read_record, sealed, write_json
 

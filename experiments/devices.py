@@ -30,9 +30,9 @@ from experiments.workers import start_workers
 from training.command import ending
 from training.config import Experiment, ImageNet
 from training.config.ranges import require, require_different
-from training.folder import finished_result
+from training.folder import finished_record
 from training.messages import say
-from training.records import WEIGHTS, describe_origin, read_metrics, write_json
+from training.records import WEIGHTS, describe_origin, write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -90,7 +90,6 @@ def train(options: Options, devices: int, seed: int, interrupt: Interrupt) -> Pa
 
     Raises:
         Stopped: after a signal; and if the run fails, with its standard error.
-        ValueError: if the folder has a finished run of another experiment.
     """
     kind = f"{options.preset}-epochs{options.epochs}-batch{options.batch_size}"
     folder = (options.folder / kind / f"{devices}-devices" / f"seed{seed}").absolute()
@@ -108,7 +107,6 @@ def train(options: Options, devices: int, seed: int, interrupt: Interrupt) -> Pa
             env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
             stdout=subprocess.DEVNULL,
         )
-    finished_result(folder, options.experiment(seed))
     return folder
 
 
@@ -126,13 +124,16 @@ def compare(options: Options, interrupt: Interrupt) -> list[dict[str, Any]]:
     Returns:
         `devices`, `seed`, `differing` (share of binary weights, to the first number of devices),
         `loss` and `test_accuracy` of each epoch.
+
+    Raises:
+        ValueError: if a folder has a finished run of another experiment.
     """
     rows = []
     for seed in options.seeds:
         first = train(options, options.devices[0], seed, interrupt)
         for devices in options.devices:
             folder = train(options, devices, seed, interrupt)
-            records = read_metrics(folder / "metrics.jsonl")
+            records = finished_record(folder, options.experiment(seed))["metrics"]
             row = {"devices": devices, "seed": seed, "differing": differing(first, folder)}
             row |= {name: [r[name] for r in records] for name in ("loss", "test_accuracy")}
             rows.append(row)
@@ -148,9 +149,10 @@ def main() -> None:
     """Trains the runs that the command line describes, and compares them."""
     with ending("-m experiments.devices", "--debug" in sys.argv, lambda run: None):
         options = tyro.cli(Options, prog="python -m experiments.devices", description=__doc__)
+        origin = describe_origin()
         rows = compare(options, INTERRUPT)
         if options.out:
-            write_json(options.out, describe_origin() | {"command": options.command, "runs": rows})
+            write_json(options.out, origin | {"command": options.command, "runs": rows})
     of_all = {
         devices: [row for row in rows if row["devices"] == devices] for devices in options.devices
     }

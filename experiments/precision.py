@@ -8,7 +8,6 @@ standard output is a JSON object with the mean test accuracies.
 """
 
 from training.interrupt import Interrupt
-from training.messages import say
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -29,6 +28,7 @@ from training.command import ending, prepare_process
 from training.config import Experiment
 from training.config.ranges import require_different
 from training.machine import expanded
+from training.messages import say
 from training.records import read_record, sealed, write_json
 
 # What changes the preset.

@@ -10,7 +10,6 @@ and figure1.png; if seeds alone vary, figure2.png. --run-dir and --resume resume
 """
 
 from training.interrupt import Interrupt, before_each
-from training.records import result_of
 
 INTERRUPT = Interrupt()
 if __name__ == "__main__":  # before JAX starts its threads, which inherit the mask of signals
@@ -39,6 +38,7 @@ from training.config import Experiment, ImageNet, RunConfig, to_json
 from training.data import Batch
 from training.devices import device_mesh, replicated
 from training.folder import holds_something, new_folder
+from training.hosts import all_devices
 from training.messages import say, warn
 from training.network import (
     TrainState,
@@ -47,7 +47,7 @@ from training.network import (
     first_state,
     make_network,
 )
-from training.records import result_record, write_json
+from training.records import result_of, result_record, write_json
 from training.run import Run
 
 
@@ -81,7 +81,7 @@ class Sweep:
     """Seeds of weights and augmentation; each γ and τ is trained with each seed."""
     order: Literal["shared", "separate"] = "shared"
     """Order of the images: that of --seed for all networks, or that of each network's own seed."""
-    vmap: bool = field(default_factory=lambda: jax.default_backend() != "cpu")
+    vmap: bool = field(default_factory=lambda: all_devices()[0].platform != "cpu")
     """Train all networks in one program. Default: only on accelerators."""
 
     @property

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import train
 from training.config import Experiment, RunConfig
-from training.folder import finished_result
+from training.folder import finished_record
 from training.interrupt import Interrupt, Stopped
 from training.messages import say
 from training.records import accuracy_name
@@ -202,7 +202,7 @@ def run_network(folder: Path, method: str, experiment: Experiment, interrupt: In
                     train.run(experiment, config, method, interrupt)
             finally:
                 interrupt.can_save = False
-        result = finished_result(folder, experiment)
+        result = finished_record(folder, experiment)["result"]
     name = accuracy_name(result)
     if not finished:
         line = f"{name} {result[name]:.2%} in {result['seconds']:,.0f} s"

@@ -69,7 +69,7 @@ def parse(
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
         )
-    except (ValueError, RuntimeError) as error:  # RuntimeError: JAX finds no device
+    except ValueError as error:
         sys.exit(f"{name}: {error}")
 
 
@@ -193,7 +193,7 @@ def ending(
 def _leave(message: str, code: int | str, debug: bool, alone: bool = True) -> NoReturn:
     """Ends the process with a status, or with 1 and a line; and others, if they do not know why."""
     if debug:
-        traceback.print_exc()
+        warn(traceback.format_exc())
     if alone and hosts.are_several():
         if isinstance(code, str):
             warn(code)

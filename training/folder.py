@@ -1,6 +1,7 @@
 """Makes or finds the folder of a run; compares the options of its processes and of its parts."""
 
 import itertools
+import json
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -63,6 +64,15 @@ def check_hosts(experiment: Experiment, config: RunConfig, preset: str) -> None:
             raise ValueError(f"process {process} has {names}: start all alike")
 
 
+def check_images(data: Any) -> None:
+    """Raises ValueError if another process of the run has other images."""
+    if hosts.are_several():
+        own = data.identity()
+        for process, other in enumerate(hosts.gather(own)):
+            if other != own:
+                raise ValueError(f"process {process} has other images or labels: {other}")
+
+
 def check_visible(path: Path) -> None:
     """Raises ValueError if this process does not see a file of process 0 within some seconds."""
     for _ in range(SECONDS_TO_SEE):
@@ -83,9 +93,13 @@ def differing(
         word: what a message calls this process.
         may: options that may differ, beside those of `_may_differ`.
     """
-    names = [n for n in (ours | others) if ours.get(n) != others.get(n)]
-    must = (n for n in names if n not in may and not _may_differ(n))
-    return ", ".join(f"{n}={others.get(n)} ({word} {ours.get(n)})" for n in must)
+    found = []
+    for name in ours | others:
+        a, b = others.get(name), ours.get(name)
+        same = a == b or json.dumps(a) == json.dumps(b)  # NaN; tuples, which JSON makes lists
+        if not same and name not in may and not _may_differ(name):
+            found.append(f"{name}={a} ({word} {b})")
+    return ", ".join(found)
 
 
 def _may_differ(name: str) -> bool:
@@ -94,13 +108,13 @@ def _may_differ(name: str) -> bool:
     return name in own or f"config.{name}" in own
 
 
-def finished_result(folder: Path, experiment: Experiment) -> dict[str, Any]:
-    """The result of a finished run; ValueError if it is none of this experiment."""
+def finished_record(folder: Path, experiment: Experiment) -> dict[str, Any]:
+    """The record of a finished run; ValueError if it is none of this experiment."""
     finished, record = read_record(folder / "result.json")
     theirs, ours = (flat_options(to_json(e)) for e in (finished, experiment))
     if names := differing(theirs, ours, "now"):
         raise ValueError(f"{folder} has the result of a run with {names}: remove it")
-    return record["result"]
+    return record
 
 
 def flat_options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -108,5 +122,5 @@ def flat_options(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, value in config.items():
         nested = isinstance(value, dict)
-        options |= flat_options(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        options |= flat_options(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return options

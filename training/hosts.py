@@ -92,10 +92,11 @@ def connect(config: HostConfig = HostConfig()) -> None:
     listener = threading.Thread(target=_end_with_others, args=[leave], daemon=True)
     listener.start()
     atexit.register(lambda: (leave.set(), listener.join()))
-    stdout = os.dup(sys.stdout.fileno())
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Gloo prints there
+    stdout = sys.stdout and os.dup(sys.stdout.fileno())  # None if it is closed
+    if stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Gloo prints there
     _join_devices()
-    if is_first():
+    if stdout and is_first():
         os.dup2(stdout, sys.stdout.fileno())
 
 
@@ -121,8 +122,9 @@ def all_devices() -> list[Any]:
     """The devices of all processes; ValueError if this one has none."""
     try:
         return jax.devices()
-    except RuntimeError as error:
-        raise ValueError(f"JAX finds no device: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # AssertionError: no GPU for JAX_PLATFORMS=cuda
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise ValueError(f"JAX finds no device of JAX_PLATFORMS={platforms!r} ({error})") from error
 
 
 def _has_launcher() -> bool:

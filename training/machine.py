@@ -16,7 +16,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def expanded(path: Path) -> Path:
+def expanded(path: Path | str) -> Path:
     """The path with the user's home in place of ~.
 
     Raises:
@@ -25,6 +25,6 @@ def expanded(path: Path) -> Path:
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} holds a null byte: no file has such a name")
     try:
-        return path.expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{path}: there is no such home: write the folder without ~") from error

@@ -15,8 +15,12 @@ def warn(text: str) -> None:
     _print(text, sys.stderr)
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(text: str, stream: TextIO | None) -> None:
+    if stream is None:  # closed since the start
+        return
     try:
         print(text, file=stream, flush=True)
+    except UnicodeEncodeError:
+        _print(text.encode("ascii", "backslashreplace").decode(), stream)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

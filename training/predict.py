@@ -9,6 +9,7 @@ import tyro
 from PIL import Image
 
 from training.data.imagenet import BadImage, decode
+from training.hosts import all_devices
 from training.machine import expanded
 from training.trained import TrainedModel, load_run
 
@@ -65,6 +66,7 @@ def main(
             raise ValueError("name at least one image file")
         if top < 1:
             raise ValueError(f"--top must be at least 1, got {top}")
+        all_devices()  # or an error that names what is missing
         trained = load_run(run)
         pixels = []
         for path in images:

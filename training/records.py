@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import jax
 
+from training import hosts
 from training.config import Experiment, from_json, to_json
 from training.machine import expanded
 
@@ -41,7 +42,7 @@ def describe(experiment: Experiment, preset: str, data: Any = None) -> dict[str,
 
 def describe_origin() -> dict[str, Any]:
     """What a record was made with: versions, device, commit."""
-    device = jax.devices()[0]
+    device = hosts.all_devices()[0]
     # Records that earlier commands wrote change nothing that is run.
     status = _git("status", "--porcelain", "--", ":/", ":(exclude,top)experiments/results")
     return {

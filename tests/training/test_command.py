@@ -282,16 +282,17 @@ def test_the_folder_to_resume_may_be_another(monkeypatch, capsys):
         assert capsys.readouterr().err.splitlines()[-1] == last
 
 
+@pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.parametrize(
     ("stopped", "status"),
     [("Stopped('x', 143)", 143), ("ValueError('x')", 1), ("Stopped('x', 130, Path('run'))", 130)],
 )
-def test_a_closed_standard_error_keeps_the_status(stopped, status):
+def test_a_closed_standard_error_keeps_the_status(stopped, status, debug):
     program = (
         "import sys; from pathlib import Path; from training.command import ending\n"
         "from training.interrupt import Stopped\n"
         "input()\n"
-        f"with ending('train.py'): raise {stopped}"
+        f"with ending('train.py', {debug}): raise {stopped}"
     )
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", program]
@@ -316,14 +317,31 @@ def test_an_error_before_a_device_is_needed_asks_for_none(tmp_path):
     assert process.stderr.count("\n") == 1
 
 
-def test_a_platform_that_is_not_there(tmp_path):
+@pytest.mark.parametrize("platform", ["none", "cuda"])
+@pytest.mark.parametrize("program", ["train.py", "-m experiments.sweep", "-m training.predict"])
+def test_a_platform_that_is_not_there(tmp_path, platform, program):
+    if platform in map(str, jax.devices()[:1]):
+        pytest.skip("it is there")
+    options = [tmp_path, tmp_path] if "predict" in program else ["--run-dir", tmp_path / "run"]
     process = subprocess.run(
-        [sys.executable, "train.py", "--run-dir", tmp_path / "run"],
+        [sys.executable, *program.split(), *options],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "none"},
+        env=os.environ | {"JAX_PLATFORMS": platform},
         capture_output=True,
         text=True,
     )
     assert process.returncode == 1
-    assert process.stderr.startswith("train.py: JAX finds no device: ")
+    name = program.removeprefix("-m ")
+    assert process.stderr.startswith(f"{name}: JAX finds no device of JAX_PLATFORMS='{platform}' (")
     assert process.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in ROOT.glob("*/*.py") if "\nINTERRUPT =" in path.read_text()], ids=str
+)
+def test_signals_are_blocked_before_jax_is_imported(path):
+    """Threads that JAX starts inherit the mask; without it one of them takes a signal."""
+    before = path.read_text().partition("\nINTERRUPT =")[0]
+    program = f"{before}\nimport sys; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -246,6 +246,27 @@ def test_a_process_without_its_device_ends_all(tmp_path):
     assert re.search(r"Process 1 ended: train.py: .*'none'", errors[0])
 
 
+BROKEN_STDERR = """
+import os
+
+reader, writer = os.pipe()
+os.close(reader)
+os.dup2(writer, 2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["OSError", "MemoryError"])
+def test_an_error_that_one_process_cannot_print_ends_all(tmp_path, error):
+    changes = BROKEN_STDERR + WITHOUT_IMAGES.replace("OSError", error)
+    options = [*TINY, "--run-dir", tmp_path / "run", "--debug"]
+    start = time.monotonic()
+    statuses, _, errors = Processes(2, *options, changes=changes).wait()
+    assert time.monotonic() - start < WAIT
+    assert statuses == [1, 1]
+    assert re.search(r"Process 1 ended: train.py: (MemoryError: )?no such disk", errors[0])
+
+
 IN_AN_EVALUATION = """
 import os, signal, time
 evaluate, calls = train.evaluate, []

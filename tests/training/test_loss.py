@@ -61,7 +61,7 @@ def test_a_run_learns_from_the_teacher_alone(teacher, tmp_path, monkeypatch):
 
 def test_another_teacher_in_the_same_folder_does_not_resume_a_run(teacher, tmp_path):
     shutil.copytree(teacher, tmp_path / "teacher")
-    experiment = replace(TINY, teacher=tmp_path / "teacher", epochs=1)
+    experiment = replace(TINY, teacher=str(tmp_path / "teacher"), epochs=1)
     train.run(experiment, RunConfig(tmp_path / "run"))
     model = load_run(teacher).model
     model.denses[-1].kernel[...] *= -1

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from tests.test_train import TINY
 from tests.training.data.test_tfds import REAL
 from training.config import Arrays, RunConfig
 from training.data import memory
+from training.folder import differing, flat_options
 from training.run import Run
 
 pytestmark = pytest.mark.usefixtures("standard_promotion_throughout")
@@ -461,3 +463,21 @@ def test_a_signal_while_the_step_compiles_ends_at_once(tmp_path, number):
     assert process.returncode == 128 + number
     assert output.split("\n")[-2:] == ["Stopped at once, without a checkpoint.", ""]
     assert "Traceback" not in output
+
+
+# ---- Options -------------------------------------------------------------------------------------
+
+
+def test_options_that_are_the_same():
+    """In Python, and as JSON gives them back."""
+    ours = flat_options({"a": {"b": (1, 2), 3: math.nan}, "c": 1, "d": None})
+    assert ours == {"a.b": (1, 2), "a.3": math.nan, "c": 1, "d": None}
+    theirs = flat_options({"a": {"b": [1, 2], "3": math.nan}, "c": 1.0})
+    assert differing(theirs, ours, "now") == ""
+
+
+def test_options_that_differ():
+    ours, theirs = {"a": [1, 2], "b": 1, "data.workers": 2}, {"a": [1], "c": 3, "data.workers": 9}
+    message = "a=[1] (here [1, 2]), b=None (here 1), c=3 (here None)"
+    assert differing(theirs, ours, "here") == message
+    assert differing(theirs, ours, "here", may=("a", "c")) == "b=None (here 1)"

@@ -40,6 +40,9 @@ class Schedule:
     every: int | None = None
 
     def __post_init__(self):
+        for name in ("initial", "end", "factor"):  # 1 and 1.0 are one schedule
+            if isinstance(value := getattr(self, name), int):
+                object.__setattr__(self, name, float(value))
         if self.every is None and self.factor != 1:
             raise ValueError(f"a staircase needs the epochs between its stairs, got {self!r}")
         if self.every is not None and self.end is not None:

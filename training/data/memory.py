@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from training import hosts
 from training.data import Batch, check_batch_size, in_flight
 from training.devices import replicated
 from training.machine import expanded
@@ -286,16 +285,7 @@ class InMemory:
     """
 
     def __init__(self, data: Dataset, batch_size: int, mesh: Mesh, accumulate: int = 1):
-        """Copies the data to every device of the mesh.
-
-        Raises:
-            ValueError: if another process of the run has other images or labels.
-        """
-        if hosts.are_several():
-            own = data.identity()
-            for process, other in enumerate(hosts.gather(own)):
-                if other != own:
-                    raise ValueError(f"process {process} has other images or labels: {other}")
+        """Copies the data to every device of the mesh."""
         self.steps_per_epoch = data.num_train // (batch_size * accumulate) * accumulate
         self.stacked = jax.default_backend() != "cpu"
         self.in_flight = in_flight(mesh)
