@@ -1,12 +1,16 @@
 """The notebooks: each runs in a fresh kernel, and is stored with its outputs and figures."""
 
+import ast
+import pkgutil
 import re
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+OURS = ("bop_optax", "experiments", "train", "training")
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 ABSOLUTE_PATH = re.compile(r"(?<![\w.])(?:~?/[\w.-]|[A-Za-z]:\\)")
@@ -29,6 +33,24 @@ def test_runs(name):
     resources = {"metadata": {"path": str(FOLDER)}}
     client = NotebookClient(read(name), timeout=300, kernel_name="python3", resources=resources)
     client.execute()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_this_repository_exist(name):
+    """What a cell imports from it, and what it takes of an imported module."""
+    source = "\n".join(cell.source for cell in code_cells(name))
+    tree, modules = ast.parse(re.sub(r"^( *)!.*", r"\1pass", source, flags=re.MULTILINE)), {}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in imports:
+        for alias in node.names:
+            of = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            if f"{of}{alias.name}".split(".")[0] in OURS:
+                modules[alias.asname or alias.name] = pkgutil.resolve_name(f"{of}{alias.name}")
+    assert modules
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            assert not isinstance(module, ModuleType) or hasattr(module, node.attr), node.attr
 
 
 @pytest.mark.parametrize("name", NAMES)
