@@ -91,7 +91,7 @@ def differing(
         others: options by name, as `flat_options` returns them.
         ours: those of this process.
         word: what a message calls this process.
-        may: options that may differ, beside those of `_may_differ`.
+        may: options that may differ, in addition to those of `_may_differ`.
     """
     found = []
     for name in ours | others:

@@ -74,7 +74,7 @@ def connect(config: HostConfig = HostConfig()) -> None:
         return
     names = ("coordinator", "num_processes", "process_id")
     address, number, process = (getattr(config, name) for name in names)
-    note = threading.Timer(10, _say_waiting)
+    note = threading.Timer(10, warn, ["Waiting for the other processes of the run ..."])
     note.daemon = True
     note.start()
     try:
@@ -98,10 +98,6 @@ def connect(config: HostConfig = HostConfig()) -> None:
     _join_devices()
     if stdout and is_first():
         os.dup2(stdout, sys.stdout.fileno())
-
-
-def _say_waiting() -> None:
-    warn("Waiting for the other processes of the run ...")
 
 
 def _join_devices() -> None:

@@ -101,18 +101,19 @@ class Run:
 
     def _check_same(self, experiment: Experiment, extra_metadata: dict[str, Any]) -> None:
         path = self.folder / "config.json"
-        identity = extra_metadata | {"teacher": self.description["teacher"]}
+
+        def identity(description: dict[str, Any]) -> dict[str, Any]:
+            options = flat_options(description["config"])
+            options |= flat_options(description["images"] or {}, "images.")
+            return options | {k: description.get(k) for k in ("teacher", *extra_metadata)}
+
         try:
             description = read_json(path)
-            saved = flat_options(description["config"])
-            saved |= flat_options(description["images"] or {}, "images.")
-            saved |= {k: description.get(k) for k in identity}
+            saved = identity(description)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.folder} holds no run to resume: {path} ({error})") from error
-        ours = flat_options(self.description["config"]) | identity
-        ours |= flat_options(self.description["images"] or {}, "images.")
         epochs = () if experiment.depends_on_epochs else ("epochs",)
-        if names := differing(saved, ours, "now", epochs):
+        if names := differing(saved, identity(self.description), "now", epochs):
             raise ValueError(
                 f"{self.folder} was run with {names}: resume with the same preset and options"
             )
