@@ -250,7 +250,7 @@ def train(
         """Ends the run after a fault, or a signal, at any process."""
         asked = hosts.agreed(FAULT if fault else interrupt.number)
         if asked == FAULT:
-            raise NotFinite(next(filter(None, hosts.gather(fault))))
+            raise NotFinite(str(hosts.first_fault(fault)))
         if asked:
             folder.save(state, step)
             message = f"Stopped at step {step} (epoch {epoch})."

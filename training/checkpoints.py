@@ -90,7 +90,8 @@ class Checkpoints:
         elif (found != expected).any():
             names = np.array(sorted(arrays))[found != expected]
             fault = f"the checksum of {', '.join(names[:3])} is another"
-        _raise_any(hosts.gather(fault))  # before anything that all processes compute together
+        if first := hosts.first_fault(fault):  # before all processes compute anything together
+            raise DamagedCheckpoint(first)
         return arrays
 
     def _arrays(self, step: int, template: dict[str, Any] | None) -> dict[str, Any]:
@@ -111,12 +112,13 @@ class Checkpoints:
             arrays = self._manager.restore(step, args=ocp.args.StandardRestore(template))
             fault = None if CHECKSUMS in arrays else "it has no checksums"
         except Exception as error:  # Orbax and TensorStore raise their own
-            fault = str(error).partition("\n")[0]
+            fault = str(error).partition("\n")[0] or repr(error)
         try:
-            faults = hosts.gather(fault, *([WAIT] if fault else []))
+            first = hosts.first_fault(fault, *([WAIT] if fault else []))
         except TimeoutError as error:
             raise OSError(f"{self._folder / str(step)} cannot be read here ({fault})") from error
-        _raise_any(faults)
+        if first:
+            raise DamagedCheckpoint(first)
         return arrays
 
     def restore(self, step: int, state: Tree) -> Tree:
@@ -181,12 +183,6 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _raise_any(faults: list[str | None]) -> None:
-    """Raises DamagedCheckpoint for the first fault that a process found."""
-    if fault := next(filter(None, faults), None):
-        raise DamagedCheckpoint(fault)
 
 
 def _shape(shape: Any, dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:

@@ -172,6 +172,11 @@ def gather(value: Any, seconds: float = PATIENCE) -> list[Any]:
     return values
 
 
+def first_fault(fault: str | None, seconds: float = PATIENCE) -> str | None:
+    """The fault of the first process that has one, else None; raises as `gather`."""
+    return next(filter(None, gather(fault, seconds)), None)
+
+
 def from_first(make: Callable[[], Any]) -> Any:
     """A JSON value that process 0 makes, for all."""
     return gather(make() if is_first() else None)[0]

@@ -181,7 +181,7 @@ class Run:
                 restored = checkpoints.restore(step, state)
             except DamagedCheckpoint as error:
                 reason = f"{self.folder}/checkpoints/{step} cannot be resumed: {error}"
-            reason = next(filter(None, hosts.gather(reason)), None)
+            reason = hosts.first_fault(reason)
             if reason is None:
                 state = restored
                 break

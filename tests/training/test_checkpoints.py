@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -134,6 +135,16 @@ def test_a_state_of_another_network_is_not_restored(tmp_path):
         for other in (state(scale=jnp.ones(3)), state(bias=jnp.zeros(31))):
             with pytest.raises(DamagedCheckpoint):
                 checkpoints.restore(7, other)
+
+
+def test_an_error_without_a_message_is_named(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise EOFError
+
+    with Checkpoints(saved(tmp_path, state()), keep=2) as checkpoints:
+        monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+        with pytest.raises(DamagedCheckpoint, match="EOFError"):
+            checkpoints.restore(7, state())
 
 
 def test_a_checkpoint_set_aside_is_none(tmp_path):

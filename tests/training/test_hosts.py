@@ -397,6 +397,8 @@ hosts.connect(hosts.HostConfig(sys.argv[1], 2, int(sys.argv[2])))
 time.sleep(35 * hosts.is_first())
 assert hosts.gather(["é", jax.process_index()]) == [["é", 0], ["é", 1]]
 assert hosts.from_first(lambda: "first") == "first"
+assert hosts.first_fault(None) is None
+assert hosts.first_fault(["", "a fault"][jax.process_index()]) == "a fault"
 assert hosts.agreed(3 * jax.process_index()) == 3
 sharding = jax.NamedSharding(device_mesh(), jax.P("batch"))
 shares = jax.make_array_from_process_local_data(sharding, np.ones(2, np.float32))
@@ -482,4 +484,5 @@ def test_one_process_joins_no_other(monkeypatch, env):
     hosts.connect()
     assert (hosts.is_first(), hosts.are_several()) == (True, False)
     assert hosts.gather({"a": 1}) == [{"a": 1}]
+    assert [hosts.first_fault(None), hosts.first_fault("a fault")] == [None, "a fault"]
     assert hosts.agreed(3) == 3

@@ -144,7 +144,7 @@ def test_another_fault_before_the_next_checkpoint_ends_the_run(tmp_path, monkeyp
 
 def test_a_fault_of_another_process_ends_this_one_too(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "agreed", lambda number: train.FAULT)
-    monkeypatch.setattr(hosts, "gather", lambda fault: [fault, "The loss is nan at step 3"])
+    monkeypatch.setattr(hosts, "gather", lambda fault, *_: [fault, "The loss is nan at step 3"])
     with pytest.raises(Stopped, match="The loss is nan at step 3"):
         train.run(TINY, RunConfig(tmp_path / "run"))
 
