@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
+from types import SimpleNamespace
 from typing import Literal
 
 import chex
@@ -209,6 +210,7 @@ def test_a_sweep_on_an_accelerator(tmp_path, monkeypatch):
     options = "--gammas --thresholds --seeds 3 4 --order separate --epochs 1 --run-dir"
     main(monkeypatch, f"{options} {tmp_path / 'cpu'} --vmap")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(sweeps, "all_devices", lambda: [SimpleNamespace(platform="gpu")])
     main(monkeypatch, f"{options} {tmp_path / 'gpu'}")
     assert (tmp_path / "gpu" / "vmapped").is_dir()
     cpu, gpu = (json.loads((tmp_path / f / "records.json").read_text()) for f in ("cpu", "gpu"))
